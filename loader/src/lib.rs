@@ -1,0 +1,19 @@
+//! shardwright's loader: executes a plan. It moves boxes of bytes from files to devices and proves that they arrived; it
+//! knows no model family and decides nothing about partitions.
+//!
+//! The way of the data, one module a room:
+//!
+//! 1. [`schedule`]: a rank's slices → an ordered list of copies and their places in the rank's memory
+//! 2. [`source`]: where the bytes come from
+//! 3. [`device`]: where they go
+//! 4. [`collective`]: how ranks agree
+//! 5. [`fingerprint`] and [`verify`]: what arrived, summed over ranks and compared with the files
+//! 6. [`load`]: the five together, for one rank or for all ranks of a host
+
+pub mod collective;
+pub mod device;
+pub mod fingerprint;
+pub mod load;
+pub mod schedule;
+pub mod source;
+pub mod verify;

@@ -1,0 +1,251 @@
+//! From slices to copies.
+
+use super::rows::Rows;
+use shardwright_planner::{
+    checkpoint::{Catalog, Dtype, TensorEntry},
+    cost::placed_bytes,
+    partition::TensorBox,
+    plan::{Plan, PlanError, RankTensor},
+    quote::quote,
+};
+
+/// Everything one rank has to copy, and where it goes.
+#[derive(Debug)]
+pub struct Schedule {
+    /// The rank.
+    pub rank: u32,
+    /// Bytes of memory the rank needs.
+    pub memory_bytes: u64,
+    /// The tensors in the order of their bytes in the files, which is also their order in memory.
+    pub tensors: Vec<PlacedTensor>,
+}
+
+/// One tensor's slice in a rank's memory.
+#[derive(Debug)]
+pub struct PlacedTensor {
+    /// Its name.
+    pub name: String,
+    /// Its number in the catalog, the same on all ranks.
+    pub id: usize,
+    /// Which of the checkpoint's files it lies in.
+    pub file: usize,
+    /// Where its bytes begin in that file.
+    pub file_start: u64,
+    /// Its dtype.
+    pub dtype: Dtype,
+    /// What the rank holds, padding included.
+    pub shape: Vec<u64>,
+    /// First byte in the rank's memory.
+    pub offset: u64,
+    /// Bytes in the rank's memory, padding included.
+    pub bytes: u64,
+    /// What is copied into it.
+    pub pieces: Vec<ScheduledPiece>,
+}
+
+/// One box of a tensor's slice.
+#[derive(Debug)]
+pub struct ScheduledPiece {
+    /// Which box of the whole tensor.
+    pub region: TensorBox,
+    /// Which of the ranks that hold this very box; the one with 0 answers for it in sums over ranks.
+    pub replica: u32,
+    /// How many ranks hold this very box.
+    pub replicas: u32,
+    /// Its bytes.
+    pub rows: Vec<Rows>,
+}
+
+/// Why a plan cannot be scheduled.
+#[derive(Debug, thiserror::Error)]
+pub enum ScheduleError {
+    /// The plan does not hold together.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// No such rank.
+    #[error("rank {rank} does not exist: the plan has ranks 0 to {}", world.saturating_sub(1))]
+    NoSuchRank {
+        /// The rank asked for.
+        rank: u32,
+        /// The plan's world size.
+        world: u32,
+    },
+    /// A tensor of the plan that the checkpoint does not have.
+    #[error("tensor {} of the plan is not in the checkpoint", quote(name))]
+    NotThere {
+        /// Its name.
+        name: String,
+    },
+    /// A tensor of the plan that has another dtype or shape in the checkpoint, or a cut through a byte.
+    #[error("tensor {} of the plan is another than the checkpoint's", quote(name))]
+    Differs {
+        /// Its name.
+        name: String,
+    },
+    /// More bytes than any memory has.
+    #[error("rank {rank} would hold more bytes than can be counted")]
+    TooLarge {
+        /// The rank.
+        rank: u32,
+    },
+}
+
+impl Schedule {
+    /// Schedules what `rank` holds of the checkpoint.
+    ///
+    /// # Errors
+    /// [`ScheduleError`] when the plan and the catalog are not of one checkpoint.
+    pub fn new(plan: &Plan, catalog: &Catalog, rank: u32) -> Result<Self, ScheduleError> {
+        let world = plan.mesh.world_size();
+        if rank >= world {
+            return Err(ScheduleError::NoSuchRank { rank, world });
+        }
+        let mut found = Vec::new();
+        for tensor in plan.rank_tensors(rank)? {
+            let place = catalog.tensors().binary_search_by(|entry| entry.name.as_str().cmp(&tensor.name));
+            let Ok(id) = place else { return Err(ScheduleError::NotThere { name: tensor.name }) };
+            let entry = &catalog.tensors()[id];
+            if entry.dtype != tensor.dtype || entry.shape != tensor.shape {
+                return Err(ScheduleError::Differs { name: tensor.name });
+            }
+            found.push((id, entry, tensor));
+        }
+        found.sort_by_key(|(_, entry, _)| (entry.file, entry.bytes));
+
+        let mut offset = 0u64;
+        let mut tensors = Vec::with_capacity(found.len());
+        for (id, entry, tensor) in found {
+            let placed = place_tensor(id, entry, tensor, offset)?;
+            offset =
+                offset.checked_add(placed_bytes(placed.bytes)).ok_or(ScheduleError::TooLarge { rank })?;
+            tensors.push(placed);
+        }
+        Ok(Self { rank, memory_bytes: offset, tensors })
+    }
+
+    /// Bytes that are read from files.
+    pub fn copied_bytes(&self) -> u64 {
+        self.tensors.iter().flat_map(|tensor| &tensor.pieces).map(ScheduledPiece::bytes).sum()
+    }
+}
+
+impl ScheduledPiece {
+    /// Bytes of the box.
+    pub fn bytes(&self) -> u64 {
+        self.rows.iter().map(Rows::bytes).sum()
+    }
+}
+
+fn place_tensor(
+    id: usize,
+    entry: &TensorEntry,
+    tensor: RankTensor,
+    offset: u64,
+) -> Result<PlacedTensor, ScheduleError> {
+    let RankTensor { name, dtype, slice, copy, copies, .. } = tensor;
+    let bits = dtype.bitsize() as u64;
+    let mut pieces = Vec::with_capacity(slice.pieces.len());
+    // Where the next box begins along the split dimension of the slice.
+    let mut row = 0;
+    for piece in &slice.pieces {
+        let rows = rows_of(&piece.region, entry, &slice.shape, slice.dim, row, offset, bits);
+        let Some(rows) = rows else { return Err(ScheduleError::Differs { name }) };
+        pieces.push(ScheduledPiece {
+            replica: copy * piece.replicas + piece.replica,
+            replicas: copies * piece.replicas,
+            region: piece.region.clone(),
+            rows,
+        });
+        row += piece.region.shape().get(slice.dim).copied().unwrap_or(0);
+    }
+    Ok(PlacedTensor {
+        name,
+        id,
+        file: entry.file,
+        file_start: entry.bytes.start(),
+        dtype,
+        bytes: slice.elements() * bits / 8,
+        shape: slice.shape,
+        offset,
+        pieces,
+    })
+}
+
+/// The rows of one box of a tensor, which begins at index `row` of dimension `dim` of the slice.
+///
+/// The innermost dimensions that the box covers whole, in the tensor and in the slice, make up a run together with the one
+/// before them; the dimension before that is the stride; further ones out are enumerated. `None` when a run does not begin
+/// or end on a whole byte.
+fn rows_of(
+    region: &TensorBox,
+    entry: &TensorEntry,
+    slice_shape: &[u64],
+    dim: usize,
+    row: u64,
+    offset: u64,
+    bits: u64,
+) -> Option<Vec<Rows>> {
+    let (tensor_shape, sizes) = (&entry.shape, region.shape());
+    if region.elements() == 0 {
+        return Some(Vec::new());
+    }
+    let bytes = |elements: u64| elements.checked_mul(bits).filter(|bits| bits % 8 == 0).map(|bits| bits / 8);
+    let inner = |shape: &[u64], dim: usize| -> u64 { shape[dim + 1..].iter().product() };
+    // Index of the box's first element in the tensor and in the slice, dimension by dimension.
+    let slice_start = |d: usize| if d == dim { row } else { 0 };
+
+    // The outermost dimension of a run: all dimensions inside it are whole on both sides.
+    let mut run_dim = sizes.len().saturating_sub(1);
+    while run_dim > 0 && sizes[run_dim] == tensor_shape[run_dim] && sizes[run_dim] == slice_shape[run_dim] {
+        run_dim -= 1;
+    }
+    if sizes.is_empty() {
+        let run_bytes = bytes(1)?;
+        let from = entry.bytes.start();
+        return Some(vec![Rows {
+            from,
+            from_stride: run_bytes,
+            to: offset,
+            to_stride: run_bytes,
+            run_bytes,
+            runs: 1,
+        }]);
+    }
+    let run_bytes = bytes(sizes[run_dim] * inner(&sizes, run_dim))?;
+    let (runs, from_stride, to_stride) = match run_dim.checked_sub(1) {
+        Some(stride_dim) => (
+            sizes[stride_dim],
+            bytes(inner(tensor_shape, stride_dim))?,
+            bytes(inner(slice_shape, stride_dim))?,
+        ),
+        None => (1, run_bytes, run_bytes),
+    };
+
+    let outer = run_dim.saturating_sub(1);
+    let outer_count: u64 = sizes[..outer].iter().product();
+    let mut all = Vec::new();
+    for number in 0..outer_count {
+        let (mut rest, mut from, mut to) = (number, 0, 0);
+        for d in (0..sizes.len()).rev() {
+            let at = if d < outer { rest % sizes[d] } else { 0 };
+            if d < outer {
+                rest /= sizes[d];
+            }
+            from += (region.start[d] + at) * inner(tensor_shape, d);
+            to += (slice_start(d) + at) * inner(slice_shape, d);
+        }
+        let rows = Rows {
+            from: entry.bytes.start() + bytes(from)?,
+            from_stride,
+            to: offset + bytes(to)?,
+            to_stride,
+            run_bytes,
+            runs,
+        };
+        all.push(rows.joined());
+    }
+    Some(all)
+}
+
+#[cfg(test)]
+mod tests;

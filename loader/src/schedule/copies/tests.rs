@@ -1,0 +1,126 @@
+//! Slices of random tensors, copied by their rows and, as the oracle, element by element.
+
+use super::*;
+use proptest::prelude::*;
+use shardwright_planner::{
+    checkpoint::ByteRange,
+    partition::{Partition, Remainder, Segment, Split, WhenFew},
+};
+
+/// A tensor whose bytes are all different, as far as they can be.
+fn entry(shape: &[u64], bytes_each: u64) -> (TensorEntry, Vec<u8>) {
+    let bytes = shape.iter().product::<u64>() * bytes_each;
+    let start = 16;
+    let data: Vec<u8> = (0..start + bytes).map(|at| u8::try_from(at % 251).unwrap()).collect();
+    let dtype = if bytes_each == 1 { Dtype::U8 } else { Dtype::BF16 };
+    let range = ByteRange::new(start, start + bytes, u64::MAX).unwrap();
+    (TensorEntry { name: "t".into(), dtype, shape: shape.to_vec(), file: 0, bytes: range }, data)
+}
+
+/// What a rank should have: its boxes one after the other along the split dimension, then zeros.
+fn oracle(entry: &TensorEntry, data: &[u8], slice: &shardwright_planner::partition::Slice) -> Vec<u8> {
+    let bytes_each = entry.dtype.bitsize() / 8;
+    let mut out = Vec::new();
+    let count: u64 = slice.shape.iter().product();
+    for number in 0..count {
+        // The element's place in the slice, then in the tensor.
+        let (mut rest, mut index) = (number, vec![0; slice.shape.len()]);
+        for d in (0..slice.shape.len()).rev() {
+            index[d] = rest % slice.shape[d];
+            rest /= slice.shape[d];
+        }
+        let mut row = index.get(slice.dim).copied().unwrap_or(0);
+        let mut found = None;
+        for piece in &slice.pieces {
+            let size = piece.region.shape().get(slice.dim).copied().unwrap_or(1);
+            if row < size {
+                if let Some(at) = index.get_mut(slice.dim) {
+                    *at = piece.region.start[slice.dim] + row;
+                }
+                found = Some(());
+                break;
+            }
+            row -= size;
+        }
+        if found.is_none() {
+            out.extend(vec![0; bytes_each]);
+            continue;
+        }
+        let flat = index.iter().zip(&entry.shape).fold(0, |flat, (at, size)| flat * size + at);
+        let at = usize::try_from(entry.bytes.start()).unwrap() + usize::try_from(flat).unwrap() * bytes_each;
+        out.extend(&data[at..at + bytes_each]);
+    }
+    out
+}
+
+fn partition() -> impl Strategy<Value = (Vec<u64>, Partition)> {
+    let segments = prop::collection::vec((1u64..4, 1u64..4, 1u64..3), 1..3);
+    (segments, prop::collection::vec(1u64..4, 0..3), any::<prop::sample::Index>(), 0..4).prop_map(
+        |(segments, mut shape, place, kind)| {
+            let mut segments: Vec<Segment> = segments
+                .into_iter()
+                .map(|(groups, units, unit)| Segment::new(groups, units, unit, WhenFew::Refuse).unwrap())
+                .collect();
+            if kind == 0 {
+                return (shape, Partition::Replicated);
+            }
+            let remainder = if kind == 1 { Remainder::Pad } else { Remainder::Uneven };
+            if remainder == Remainder::Pad {
+                segments = vec![Segment::elements(segments[0].len()).unwrap()];
+            }
+            let dim = place.index(shape.len() + 1);
+            shape.insert(dim, segments.iter().map(|segment| segment.len()).sum());
+            (shape, Partition::Split(Split { dim, segments, remainder }))
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn rows_copy_just_what_the_boxes_say((shape, partition) in partition(), parts in 1u32..5, bytes_each in 1u64..3) {
+        let (entry, data) = entry(&shape, bytes_each);
+        for slice in partition.slices(&shape, parts).unwrap().into_iter().flatten() {
+            let expected = oracle(&entry, &data, &slice);
+            let tensor = RankTensor {
+                name: "t".into(), dtype: entry.dtype, shape: shape.clone(), slice, copy: 1, copies: 2,
+            };
+            let placed = place_tensor(0, &entry, tensor, 256).unwrap();
+            let mut memory = vec![0; 256 + usize::try_from(placed.bytes).unwrap()];
+            for rows in placed.pieces.iter().flat_map(|piece| &piece.rows) {
+                for run in 0..rows.runs {
+                    let from = usize::try_from(rows.from + run * rows.from_stride).unwrap();
+                    let to = usize::try_from(rows.to + run * rows.to_stride).unwrap();
+                    let bytes = usize::try_from(rows.run_bytes).unwrap();
+                    memory[to..to + bytes].copy_from_slice(&data[from..from + bytes]);
+                }
+            }
+            prop_assert_eq!(&memory[256..], &expected);
+            for piece in &placed.pieces {
+                prop_assert!((piece.replicas / 2..piece.replicas).contains(&piece.replica));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_column_slice_is_one_run_and_a_row_slice_one_run_a_row() {
+    let (entry, _) = entry(&[4, 6], 2);
+    let rows = |dim, start, stop, slice_shape: &[u64]| {
+        let region = TensorBox::band(&[4, 6], dim, start, stop);
+        rows_of(&region, &entry, slice_shape, dim, 0, 0, 16).unwrap()
+    };
+    let column = rows(0, 2, 4, &[2, 6]);
+    assert_eq!((column.len(), column[0].runs, column[0].run_bytes, column[0].from), (1, 1, 24, 16 + 24));
+    let row = rows(1, 3, 6, &[4, 3]);
+    assert_eq!((row.len(), row[0].runs, row[0].run_bytes, row[0].from_stride), (1, 4, 6, 12));
+}
+
+#[test]
+fn a_cut_through_a_byte_has_no_rows() {
+    let (mut entry, _) = entry(&[2, 6], 1);
+    entry.dtype = Dtype::F4;
+    let region = TensorBox::band(&[2, 6], 1, 0, 3);
+    assert_eq!(rows_of(&region, &entry, &[2, 3], 1, 0, 0, 4), None);
+}

@@ -1,0 +1,102 @@
+//! Rows: the shape of every copy.
+
+/// Runs of bytes that lie at equal distances, in a file and in a rank's memory.
+///
+/// A column-parallel slice is one run; a row-parallel slice has one run for each row of the matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rows {
+    /// First byte, counted from the beginning of the file.
+    pub from: u64,
+    /// Bytes from the beginning of one run to the next, in the file.
+    pub from_stride: u64,
+    /// First byte, counted from the beginning of the rank's memory.
+    pub to: u64,
+    /// Bytes from the beginning of one run to the next, in the rank's memory.
+    pub to_stride: u64,
+    /// Bytes of each run; at least 1.
+    pub run_bytes: u64,
+    /// How many runs; at least 1.
+    pub runs: u64,
+}
+
+impl Rows {
+    /// Bytes that are copied.
+    pub fn bytes(&self) -> u64 {
+        self.run_bytes * self.runs
+    }
+
+    /// Bytes of the file from the first run's beginning to the last run's end.
+    pub fn span(&self) -> u64 {
+        (self.runs - 1) * self.from_stride + self.run_bytes
+    }
+
+    /// The same rows as one run where they touch on both sides.
+    pub(super) fn joined(self) -> Self {
+        if self.runs > 1 && self.from_stride == self.run_bytes && self.to_stride == self.run_bytes {
+            let run_bytes = self.bytes();
+            return Self { run_bytes, from_stride: run_bytes, to_stride: run_bytes, runs: 1, ..self };
+        }
+        self
+    }
+
+    /// The same rows in pieces that each span at most about `most` bytes of the file: a long run is cut, short runs are
+    /// dealt in groups.
+    pub fn blocks(&self, most: u64) -> impl Iterator<Item = Self> + use<> {
+        let rows = *self;
+        let most = most.max(1);
+        let cut_runs = rows.run_bytes > most;
+        // Either pieces of each run, or groups of whole runs.
+        let per_run = if cut_runs { rows.run_bytes.div_ceil(most) } else { 1 };
+        let group = if cut_runs { 1 } else { (most / rows.from_stride.max(1)).clamp(1, rows.runs) };
+        (0..rows.runs.div_ceil(group)).flat_map(move |number| {
+            let first = number * group;
+            let runs = group.min(rows.runs - first);
+            (0..per_run).map(move |piece| {
+                let start = piece * most.min(rows.run_bytes);
+                Self {
+                    from: rows.from + first * rows.from_stride + start,
+                    to: rows.to + first * rows.to_stride + start,
+                    run_bytes: (rows.run_bytes - start).min(most),
+                    runs,
+                    ..rows
+                }
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Every byte of the file and where it goes.
+    fn moves(rows: Rows) -> Vec<(u64, u64)> {
+        (0..rows.runs)
+            .flat_map(|run| {
+                (0..rows.run_bytes).map(move |byte| {
+                    (rows.from + run * rows.from_stride + byte, rows.to + run * rows.to_stride + byte)
+                })
+            })
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn blocks_and_joined_rows_move_the_same_bytes(
+            from in 0u64..9, to in 0u64..9, run_bytes in 1u64..20, runs in 1u64..9,
+            gap_from in 0u64..5, gap_to in 0u64..5, most in 1u64..40,
+        ) {
+            let rows = Rows {
+                from, from_stride: run_bytes + gap_from, to, to_stride: run_bytes + gap_to, run_bytes, runs,
+            };
+            let mut pieces: Vec<_> = rows.blocks(most).flat_map(moves).collect();
+            pieces.sort_unstable();
+            prop_assert_eq!(&pieces, &moves(rows));
+            prop_assert_eq!(moves(rows.joined()), moves(rows));
+            for block in rows.blocks(most) {
+                prop_assert!(block.span() <= most.max(rows.from_stride));
+            }
+        }
+    }
+}

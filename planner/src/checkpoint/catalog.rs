@@ -1,0 +1,167 @@
+//! The catalog: every tensor of a checkpoint and the file and bytes it lies in.
+
+use super::{
+    ByteRange, Dtype,
+    error::CatalogError,
+    files::{self, Index},
+    header::{Header, read_header},
+};
+use rayon::prelude::*;
+use std::{
+    collections::HashMap,
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+/// What is in a checkpoint's files. Every byte range lies inside its file, and no name stands twice.
+#[derive(Debug)]
+pub struct Catalog {
+    folder: PathBuf,
+    files: Vec<CatalogFile>,
+    tensors: Vec<TensorEntry>,
+    unlisted: usize,
+}
+
+/// One file of a checkpoint.
+#[derive(Debug, Clone)]
+pub struct CatalogFile {
+    /// Relative to the checkpoint's folder.
+    pub name: String,
+    /// Where the file really lies.
+    pub path: PathBuf,
+    /// Its length.
+    pub bytes: u64,
+    /// SHA-256 of its header, the length included.
+    pub header_digest: [u8; 32],
+}
+
+/// One tensor.
+#[derive(Debug, Clone)]
+pub struct TensorEntry {
+    /// Its name in the header.
+    pub name: String,
+    /// Its dtype as safetensors knows it.
+    pub dtype: Dtype,
+    /// Its shape, outermost dimension first.
+    pub shape: Vec<u64>,
+    /// Which file of [`Catalog::files`].
+    pub file: usize,
+    /// Its bytes in that file, row-major.
+    pub bytes: ByteRange,
+}
+
+impl Catalog {
+    /// Reads the headers of the checkpoint at `path`: a folder, one `.safetensors` file, or an index.
+    ///
+    /// # Errors
+    /// [`CatalogError`] names the file, the tensor and the numbers of whatever cannot be believed.
+    pub fn open(path: &Path) -> Result<Self, CatalogError> {
+        let found = files::find(path)?;
+        let read = found
+            .files
+            .par_iter()
+            .map(|(name, path)| open_one(name, path))
+            .collect::<Result<Vec<_>, CatalogError>>()?;
+        let (files, headers): (Vec<CatalogFile>, Vec<Header>) = read.into_iter().unzip();
+        let listed = found.index.as_ref().map(|index| index_by_name(index, &files));
+
+        let mut tensors: Vec<TensorEntry> = Vec::new();
+        let mut seen: HashMap<String, usize> = HashMap::new();
+        let mut unlisted = 0;
+        for (file, header) in headers.into_iter().enumerate() {
+            for tensor in header.tensors {
+                if let Some(listed) = &listed
+                    && listed.get(tensor.name.as_str()) != Some(&file)
+                {
+                    unlisted += 1;
+                    continue;
+                }
+                if let Some(other) = seen.insert(tensor.name.clone(), file) {
+                    return Err(CatalogError::InTwoFiles {
+                        tensor: tensor.name,
+                        first: files[other].name.clone(),
+                        second: files[file].name.clone(),
+                    });
+                }
+                tensors.push(TensorEntry {
+                    name: tensor.name,
+                    dtype: tensor.dtype,
+                    shape: tensor.shape,
+                    file,
+                    bytes: tensor.bytes,
+                });
+            }
+        }
+        if let Some(index) = &found.index {
+            for (tensor, file) in &index.weight_map {
+                if !seen.contains_key(tensor) {
+                    return Err(CatalogError::MissingTensor {
+                        index: index.path.clone(),
+                        tensor: tensor.clone(),
+                        file: file.clone(),
+                    });
+                }
+            }
+        }
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Self { folder: found.folder, files, tensors, unlisted })
+    }
+
+    /// The folder the files lie in, as it was given; `config.json` is looked for there.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The files, sorted by name.
+    pub fn files(&self) -> &[CatalogFile] {
+        &self.files
+    }
+
+    /// The tensors, sorted by name.
+    pub fn tensors(&self) -> &[TensorEntry] {
+        &self.tensors
+    }
+
+    /// The tensor called `name`.
+    pub fn tensor(&self, name: &str) -> Option<&TensorEntry> {
+        self.tensors
+            .binary_search_by(|tensor| tensor.name.as_str().cmp(name))
+            .ok()
+            .map(|place| &self.tensors[place])
+    }
+
+    /// Bytes of all tensors.
+    pub fn tensor_bytes(&self) -> u64 {
+        self.tensors.iter().map(|tensor| tensor.bytes.len()).sum()
+    }
+
+    /// Tensors that lie in the files but that the index does not list there; they are not part of the checkpoint.
+    pub fn unlisted(&self) -> usize {
+        self.unlisted
+    }
+}
+
+fn open_one(name: &str, path: &Path) -> Result<(CatalogFile, Header), CatalogError> {
+    let read_error = |source| CatalogError::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(read_error)?;
+    let bytes = file.metadata().map_err(read_error)?.len();
+    let header =
+        read_header(file, bytes).map_err(|source| CatalogError::Header { path: path.to_owned(), source })?;
+    let entry =
+        CatalogFile { name: name.to_owned(), path: path.to_owned(), bytes, header_digest: header.digest };
+    Ok((entry, header))
+}
+
+/// Which file the index gives each tensor.
+fn index_by_name<'a>(index: &'a Index, files: &[CatalogFile]) -> HashMap<&'a str, usize> {
+    let numbers: HashMap<&str, usize> =
+        files.iter().enumerate().map(|(number, file)| (file.name.as_str(), number)).collect();
+    index
+        .weight_map
+        .iter()
+        .filter_map(|(tensor, file)| Some((tensor.as_str(), *numbers.get(file.as_str())?)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,190 @@
+//! Which files a checkpoint consists of: one file, the files an index names, or those found in the folder.
+//!
+//! No name leads out of the folder, however it is written and whatever it links to. One exception is made because it is
+//! how most checkpoints lie on disk: a hub cache's `snapshots/<revision>/` links into its sibling `blobs/`.
+
+use super::error::CatalogError;
+use crate::unique_map::UniqueMap;
+use serde::Deserialize;
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    io,
+    path::{Component, Path, PathBuf},
+};
+
+/// Longest index that is read, in bytes; DeepSeek-V3's, with 91,991 tensors, has 9 million.
+const MAX_INDEX_BYTES: u64 = 512 << 20;
+
+/// Most files a checkpoint may have.
+const MAX_FILES: usize = 100_000;
+
+const USUAL_INDEX: &str = "model.safetensors.index.json";
+const INDEX_SUFFIX: &str = ".safetensors.index.json";
+
+/// The files of a checkpoint, found but not opened.
+#[derive(Debug)]
+pub(super) struct Files {
+    /// The folder they lie in, as it was given.
+    pub(super) folder: PathBuf,
+    /// Names relative to the folder with their real paths, sorted by name.
+    pub(super) files: Vec<(String, PathBuf)>,
+    /// What the index says, when there is one.
+    pub(super) index: Option<Index>,
+}
+
+/// A `model.safetensors.index.json`.
+#[derive(Debug)]
+pub(super) struct Index {
+    pub(super) path: PathBuf,
+    /// Tensor name and file name, in the order of the index.
+    pub(super) weight_map: Vec<(String, String)>,
+}
+
+#[derive(Deserialize)]
+struct IndexDocument {
+    weight_map: UniqueMap<String>,
+}
+
+/// Finds the files of the checkpoint at `path`.
+pub(super) fn find(path: &Path) -> Result<Files, CatalogError> {
+    let meta = std::fs::metadata(path).map_err(|source| read_error(path, source))?;
+    if meta.is_dir() {
+        return in_folder(path);
+    }
+    let folder = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let name = text(path.file_name());
+    if name.ends_with(INDEX_SUFFIX) {
+        return from_index(&folder, path.to_owned());
+    }
+    // The caller named this very file, so wherever it links to is meant.
+    let real = regular_file(path)?;
+    Ok(Files { folder, files: vec![(name, real)], index: None })
+}
+
+fn in_folder(folder: &Path) -> Result<Files, CatalogError> {
+    let entries = std::fs::read_dir(folder).map_err(|source| read_error(folder, source))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|source| read_error(folder, source))?;
+        names.push(text(Some(&entry.file_name())));
+    }
+    names.sort();
+
+    let has = |name: &str| names.iter().any(|other| other == name);
+    if has(USUAL_INDEX) {
+        return from_index(folder, folder.join(USUAL_INDEX));
+    }
+    let data: Vec<&String> = if has("model.safetensors") {
+        names.iter().filter(|name| *name == "model.safetensors").collect()
+    } else {
+        let mut indexes = names.iter().filter(|name| name.ends_with(INDEX_SUFFIX));
+        match (indexes.next(), indexes.count()) {
+            (Some(index), 0) => return from_index(folder, folder.join(index)),
+            (Some(_), more) => {
+                return Err(CatalogError::SeveralIndexes { folder: folder.to_owned(), count: more + 1 });
+            }
+            (None, _) => {}
+        }
+        names.iter().filter(|name| name.ends_with(".safetensors")).collect()
+    };
+    if data.is_empty() {
+        return Err(CatalogError::Empty { folder: folder.to_owned() });
+    }
+    let roots = Roots::of(folder)?;
+    let files = data
+        .into_iter()
+        .map(|name| Ok((name.clone(), roots.resolve(folder, name, folder)?)))
+        .collect::<Result<_, CatalogError>>()?;
+    Ok(Files { folder: folder.to_owned(), files, index: None })
+}
+
+fn from_index(folder: &Path, path: PathBuf) -> Result<Files, CatalogError> {
+    let real = regular_file(&path)?;
+    let length = std::fs::metadata(&real).map_err(|source| read_error(&path, source))?.len();
+    let bad = |reason: String| CatalogError::BadIndex { path: path.clone(), reason };
+    if length > MAX_INDEX_BYTES {
+        return Err(bad(format!("it has {length} bytes, more than {MAX_INDEX_BYTES}")));
+    }
+    let json = std::fs::read(&real).map_err(|source| read_error(&path, source))?;
+    let document: IndexDocument = serde_json::from_slice(&json).map_err(|error| bad(error.to_string()))?;
+    let UniqueMap(weight_map) = document.weight_map;
+    if weight_map.is_empty() {
+        return Err(bad("it names no tensor".to_owned()));
+    }
+
+    let roots = Roots::of(folder)?;
+    let mut files = BTreeMap::new();
+    for (_, file) in &weight_map {
+        if files.contains_key(file) {
+            continue;
+        }
+        if files.len() == MAX_FILES {
+            return Err(bad(format!("it names more than {MAX_FILES} files")));
+        }
+        files.insert(file.clone(), roots.resolve(folder, file, &path)?);
+    }
+    Ok(Files {
+        folder: folder.to_owned(),
+        files: files.into_iter().collect(),
+        index: Some(Index { path, weight_map }),
+    })
+}
+
+/// The real folders in which a checkpoint's files may lie.
+struct Roots(Vec<PathBuf>);
+
+impl Roots {
+    fn of(folder: &Path) -> Result<Self, CatalogError> {
+        let real = folder.canonicalize().map_err(|source| read_error(folder, source))?;
+        let mut roots = Vec::new();
+        if let Some(snapshots) = real.parent()
+            && snapshots.file_name() == Some(OsStr::new("snapshots"))
+        {
+            roots.extend(snapshots.parent().map(|cache| cache.join("blobs")));
+        }
+        roots.push(real);
+        Ok(Self(roots))
+    }
+
+    /// The real path of `name` in `folder`; `named_by` is what a message should point at.
+    fn resolve(&self, folder: &Path, name: &str, named_by: &Path) -> Result<PathBuf, CatalogError> {
+        let outside = || CatalogError::OutsideFolder { index: named_by.to_owned(), file: name.to_owned() };
+        let plain = |part| matches!(part, Component::Normal(_));
+        if name.is_empty() || !Path::new(name).components().all(plain) {
+            return Err(outside());
+        }
+        let path = folder.join(name);
+        let real = path.canonicalize().map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => {
+                CatalogError::MissingFile { index: named_by.to_owned(), file: name.to_owned() }
+            }
+            _ => read_error(&path, source),
+        })?;
+        if !self.0.iter().any(|root| real.starts_with(root)) {
+            return Err(outside());
+        }
+        regular_file(&real)
+    }
+}
+
+/// The real path of `path`, which must be a regular file: opening a pipe would wait for ever.
+fn regular_file(path: &Path) -> Result<PathBuf, CatalogError> {
+    let real = path.canonicalize().map_err(|source| read_error(path, source))?;
+    let meta = std::fs::metadata(&real).map_err(|source| read_error(path, source))?;
+    if !meta.is_file() {
+        return Err(CatalogError::NotAFile { path: path.to_owned() });
+    }
+    Ok(real)
+}
+
+fn read_error(path: &Path, source: io::Error) -> CatalogError {
+    CatalogError::Read { path: path.to_owned(), source }
+}
+
+fn text(name: Option<&OsStr>) -> String {
+    name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}

@@ -1,0 +1,9 @@
+//! What a plan costs: bytes on each GPU and the collectives each layer needs.
+//!
+//! In comes a plan; out go numbers. It decides nothing.
+
+mod collectives;
+mod memory;
+
+pub use collectives::{Collective, collectives};
+pub use memory::{MemoryUse, TENSOR_ALIGNMENT, memory_per_rank, placed_bytes};

@@ -1,0 +1,291 @@
+//! Sets of names that differ in numbers only, written the way a person would: `model.layers.{0-79}.mlp.up_proj.weight`.
+//!
+//! A number is a whole dot-separated part of a name. `{0-3,5}` stands for 0, 1, 2, 3 and 5, and a pattern with several
+//! such parts for every combination. A brace that a name itself contains is doubled.
+
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, fmt, ops::RangeInclusive, str::FromStr};
+
+/// What a collapsed name has in place of a number.
+const HOLE: &str = "*";
+
+/// Names that differ in numbers only.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NamePattern {
+    parts: Vec<PatternPart>,
+}
+
+/// One dot-separated part of a [`NamePattern`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum PatternPart {
+    /// The same in all names.
+    Text(String),
+    /// A number from one of these ranges, which ascend and do not touch.
+    Numbers(Vec<RangeInclusive<u32>>),
+}
+
+/// A text that is no pattern.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{} is no pattern of names: {reason}", crate::quote::quote(text))]
+pub struct NamePatternError {
+    text: String,
+    reason: &'static str,
+}
+
+impl NamePattern {
+    /// Its parts.
+    pub fn parts(&self) -> &[PatternPart] {
+        &self.parts
+    }
+
+    /// How many names it stands for; `u64::MAX` when that overflows.
+    pub fn count(&self) -> u64 {
+        self.parts
+            .iter()
+            .map(|part| match part {
+                PatternPart::Text(_) => 1,
+                PatternPart::Numbers(ranges) => {
+                    ranges.iter().map(|range| u64::from(range.end() - range.start()) + 1).sum()
+                }
+            })
+            .fold(1, u64::saturating_mul)
+    }
+
+    /// Every name with its numbers, in ascending order of the numbers. The caller bounds [`NamePattern::count`] first.
+    pub fn names(&self) -> Vec<(String, Vec<u32>)> {
+        let mut names = vec![(String::new(), Vec::new())];
+        for (place, part) in self.parts.iter().enumerate() {
+            if place > 0 {
+                names.iter_mut().for_each(|(name, _)| name.push('.'));
+            }
+            match part {
+                PatternPart::Text(text) => names.iter_mut().for_each(|(name, _)| name.push_str(text)),
+                PatternPart::Numbers(ranges) => {
+                    names = names
+                        .iter()
+                        .flat_map(|(name, blocks)| {
+                            numbers(ranges).map(move |number| {
+                                (format!("{name}{number}"), [blocks.as_slice(), &[number]].concat())
+                            })
+                        })
+                        .collect();
+                }
+            }
+        }
+        names
+    }
+}
+
+fn numbers(ranges: &[RangeInclusive<u32>]) -> impl Iterator<Item = u32> {
+    ranges.iter().cloned().flatten()
+}
+
+/// A name with `*` in place of each number, and the numbers. Only numbers as Rust writes them count, so that a name and
+/// its numbers give each other: `01` stays as it is.
+pub(super) fn collapse(name: &str) -> (String, Vec<u32>) {
+    let mut blocks = Vec::new();
+    let parts: Vec<String> = name
+        .split('.')
+        .map(|part| match part.parse::<u32>() {
+            Ok(number) if number.to_string() == part => {
+                blocks.push(number);
+                HOLE.to_owned()
+            }
+            _ if is_stars(part) => format!("{part}*"),
+            _ => part.to_owned(),
+        })
+        .collect();
+    (parts.join("."), blocks)
+}
+
+/// A part that is nothing but stars carries one more in a collapsed name, so that it is not taken for a number.
+fn is_stars(part: &str) -> bool {
+    !part.is_empty() && part.bytes().all(|byte| byte == b'*')
+}
+
+/// The patterns that together stand for just `template` filled with each of `blocks`, which are sorted.
+pub(super) fn factor(template: &str, blocks: &[Vec<u32>]) -> Vec<NamePattern> {
+    let arity = blocks.first().map_or(0, Vec::len);
+    let rows: Vec<&[u32]> = blocks.iter().map(Vec::as_slice).collect();
+    factor_rows(&rows, arity)
+        .into_iter()
+        .map(|holes| {
+            let mut holes = holes.into_iter();
+            let parts = template
+                .split('.')
+                .map(|part| match (part == HOLE).then(|| holes.next()).flatten() {
+                    Some(ranges) => PatternPart::Numbers(ranges),
+                    None if is_stars(part) => PatternPart::Text(part[1..].to_owned()),
+                    None => PatternPart::Text(part.to_owned()),
+                })
+                .collect();
+            NamePattern { parts }
+        })
+        .collect()
+}
+
+/// Splits a sorted set of rows of numbers into full products of ranges.
+fn factor_rows(rows: &[&[u32]], arity: usize) -> Vec<Vec<Vec<RangeInclusive<u32>>>> {
+    if arity == 0 {
+        return vec![Vec::new()];
+    }
+    // Which first numbers lead to the same remainder.
+    let mut firsts_of: BTreeMap<Vec<&[u32]>, Vec<u32>> = BTreeMap::new();
+    for run in rows.chunk_by(|a, b| a[0] == b[0]) {
+        let rest = run.iter().map(|row| &row[1..]).collect();
+        firsts_of.entry(rest).or_default().push(run[0][0]);
+    }
+    let mut products: Vec<Vec<Vec<RangeInclusive<u32>>>> = Vec::new();
+    for (rest, firsts) in firsts_of {
+        for tail in factor_rows(&rest, arity - 1) {
+            products.push([vec![ranges(&firsts)], tail].concat());
+        }
+    }
+    products.sort_by_key(|product| product.iter().map(|ranges| *ranges[0].start()).collect::<Vec<_>>());
+    products
+}
+
+/// Ascending numbers as ranges.
+fn ranges(numbers: &[u32]) -> Vec<RangeInclusive<u32>> {
+    numbers.chunk_by(|a, b| a + 1 == *b).map(|run| run[0]..=run[run.len() - 1]).collect()
+}
+
+impl fmt::Display for NamePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, part) in self.parts.iter().enumerate() {
+            if place > 0 {
+                f.write_str(".")?;
+            }
+            match part {
+                PatternPart::Text(text) => f.write_str(&text.replace('{', "{{").replace('}', "}}"))?,
+                PatternPart::Numbers(ranges) => {
+                    f.write_str("{")?;
+                    for (place, range) in ranges.iter().enumerate() {
+                        let comma = if place > 0 { "," } else { "" };
+                        match (range.start(), range.end()) {
+                            (start, end) if start == end => write!(f, "{comma}{start}")?,
+                            (start, end) => write!(f, "{comma}{start}-{end}")?,
+                        }
+                    }
+                    f.write_str("}")?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for NamePattern {
+    type Err = NamePatternError;
+
+    fn from_str(text: &str) -> Result<Self, NamePatternError> {
+        let parts = text
+            .split('.')
+            .map(parse_part)
+            .collect::<Result<_, _>>()
+            .map_err(|reason| NamePatternError { text: text.to_owned(), reason })?;
+        Ok(Self { parts })
+    }
+}
+
+fn parse_part(part: &str) -> Result<PatternPart, &'static str> {
+    let is_text = !part.starts_with('{') || part.starts_with("{{");
+    if is_text {
+        let plain = part.replace("{{", "").replace("}}", "");
+        if plain.contains(['{', '}']) {
+            return Err("a brace stands alone");
+        }
+        return Ok(PatternPart::Text(part.replace("{{", "{").replace("}}", "}")));
+    }
+    let inner = part[1..].strip_suffix('}').ok_or("a brace is not closed")?;
+    let mut ranges: Vec<RangeInclusive<u32>> = Vec::new();
+    for piece in inner.split(',') {
+        let (start, end) = piece.split_once('-').unwrap_or((piece, piece));
+        let number = |text: &str| text.parse::<u32>().map_err(|_| "what stands in braces are numbers");
+        let (start, end) = (number(start)?, number(end)?);
+        let after = ranges.last().is_none_or(|last| *last.end() < start);
+        if start > end || !after {
+            return Err("the numbers in braces do not ascend");
+        }
+        ranges.push(start..=end);
+    }
+    Ok(PatternPart::Numbers(ranges))
+}
+
+impl TryFrom<String> for NamePattern {
+    type Error = NamePatternError;
+
+    fn try_from(text: String) -> Result<Self, NamePatternError> {
+        text.parse()
+    }
+}
+
+impl From<NamePattern> for String {
+    fn from(pattern: NamePattern) -> Self {
+        pattern.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn patterns(names: &[&str]) -> Vec<String> {
+        let mut by_template: BTreeMap<String, Vec<Vec<u32>>> = BTreeMap::new();
+        for name in names {
+            let (template, blocks) = collapse(name);
+            by_template.entry(template).or_default().push(blocks);
+        }
+        by_template
+            .into_iter()
+            .flat_map(|(template, mut blocks)| {
+                blocks.sort();
+                factor(&template, &blocks)
+            })
+            .map(|pattern| pattern.to_string())
+            .collect()
+    }
+
+    #[test]
+    fn repeated_blocks_collapse_and_gaps_show() {
+        assert_eq!(patterns(&["a.0.w", "a.1.w", "a.3.w"]), ["a.{0-1,3}.w"]);
+        assert_eq!(
+            patterns(&["a.0.e.0", "a.0.e.1", "a.1.e.0", "a.1.e.1", "a.2.e.0"]),
+            ["a.{0-1}.e.{0-1}", "a.{2}.e.{0}"]
+        );
+        assert_eq!(patterns(&["a.01.w", "b.{x}"]), ["a.01.w", "b.{{x}}"]);
+    }
+
+    #[test]
+    fn a_text_that_is_no_pattern_is_refused() {
+        for text in ["a.{0", "a.{x}", "a.{3-1}", "a.{1,1}", "a.{}", "a.b}", "a.{4294967296}"] {
+            assert!(text.parse::<NamePattern>().is_err(), "{text}");
+        }
+        let huge: NamePattern = "{0-4000000000}.{0-4000000000}.{0-9}".parse().unwrap();
+        assert_eq!(huge.parts().len(), 3);
+    }
+
+    proptest! {
+        #[test]
+        fn patterns_stand_for_just_the_names_they_were_made_of(
+            names in prop::collection::btree_set("[ab{}*]{1,2}(\\.([0-4]|01)){0,3}(\\.[ab])?", 1..40),
+        ) {
+            let list: Vec<&str> = names.iter().map(String::as_str).collect();
+            let mut back = Vec::new();
+            for text in patterns(&list) {
+                let pattern: NamePattern = text.parse().unwrap();
+                let expanded = pattern.names();
+                prop_assert_eq!(expanded.len() as u64, pattern.count());
+                for (name, blocks) in expanded {
+                    prop_assert_eq!(collapse(&name).1, blocks);
+                    back.push(name);
+                }
+            }
+            prop_assert_eq!(back.len(), names.len());
+            prop_assert_eq!(back.into_iter().collect::<BTreeSet<_>>(), names);
+        }
+    }
+}

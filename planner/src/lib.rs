@@ -1,0 +1,30 @@
+//! shardwright's planner: from a checkpoint's headers and a description of the machine to a [`plan::Plan`].
+//!
+//! Everything here is pure and deterministic: the same files give the same plan, byte for byte. The planner reads
+//! headers and configuration, never weight data, and knows no device; `shardwright-loader` executes what it decides.
+//!
+//! The way of the data, one module a room:
+//!
+//! 1. [`checkpoint`]: files → [`checkpoint::Catalog`], what tensors there are and where their bytes lie
+//! 2. [`model`]: `config.json` → [`model::ModelSpec`], what the dimensions mean
+//! 3. [`graph`]: tensors → modules, repeated blocks collapsed
+//! 4. [`rules`]: modules → logical partitions, families as data
+//! 5. [`partition`]: the algebra: who holds which box of a tensor
+//! 6. [`topology`] and [`placement`]: the machine, and ranks onto its GPUs
+//! 7. [`cost`]: bytes per GPU and the collectives a layer needs
+//! 8. [`plan`]: the document that carries the decisions, its checks, and the slices derived from it
+#![deny(unsafe_code)]
+
+pub mod checkpoint;
+pub mod cost;
+pub mod graph;
+pub mod mesh;
+pub mod model;
+pub mod partition;
+pub mod placement;
+pub mod plan;
+pub mod quote;
+pub mod rules;
+pub mod topology;
+mod unique_map;
+mod yaml;

@@ -1,0 +1,193 @@
+//! Whether a plan holds together, and whether it is one for the checkpoint at hand.
+
+use super::{
+    document::{FileIdentity, PLAN_VERSION, Plan, TensorGroup},
+    error::{PlanError, StaleError},
+};
+use crate::{
+    checkpoint::Catalog,
+    cost::memory_per_rank,
+    graph::{NamePattern, PatternPart},
+    partition::{Partition, PartitionError},
+    rules::StageRule,
+};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// Most tensors a plan may stand for; DeepSeek-V3 has 91,991.
+pub const MAX_TENSORS: u64 = 4_000_000;
+
+/// Most bytes a tensor may have: no sum over [`MAX_TENSORS`] of them overflows.
+const MAX_TENSOR_BYTES: u64 = 1 << 41;
+
+/// Most dimensions a tensor may have.
+const MAX_DIMENSIONS: usize = 64;
+
+impl Plan {
+    /// Checks every invariant that does not need the checkpoint.
+    ///
+    /// # Errors
+    /// [`PlanError`] for the first that does not hold.
+    pub fn check(&self) -> Result<(), PlanError> {
+        if self.shardwright_plan != PLAN_VERSION {
+            return Err(PlanError::Version { found: self.shardwright_plan, known: PLAN_VERSION });
+        }
+        self.check_ranks()?;
+        self.check_stages()?;
+        let count = self.tensors.iter().map(TensorGroup::count).fold(0, u64::saturating_add);
+        if count > MAX_TENSORS {
+            return Err(PlanError::TooManyTensors { most: MAX_TENSORS });
+        }
+        for group in &self.tensors {
+            self.check_group(group)?;
+        }
+        let mut seen = HashSet::new();
+        for pattern in self.tensors.iter().flat_map(|group| &group.names) {
+            for (name, _) in pattern.names() {
+                if let Some(name) = seen.replace(name) {
+                    return Err(PlanError::NamedTwice { name });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_ranks(&self) -> Result<(), PlanError> {
+        let in_order = (0..).zip(&self.ranks).all(|(rank, place)| place.rank == rank);
+        if !in_order || self.ranks.len() != self.mesh.world_size() as usize {
+            return Err(PlanError::Ranks { found: self.ranks.len(), mesh: self.mesh });
+        }
+        let mut on: HashMap<&str, u32> = HashMap::new();
+        for place in &self.ranks {
+            if let Some(first) = on.insert(&place.gpu, place.rank) {
+                return Err(PlanError::SharedGpu { first, second: place.rank, gpu: place.gpu.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_stages(&self) -> Result<(), PlanError> {
+        let mut next = 0;
+        let in_order = self.stages.iter().all(|stage| {
+            let follows = stage.start == next && stage.start < stage.stop;
+            next = stage.stop;
+            follows
+        });
+        if !in_order || next != self.model.layers || self.stages.len() != self.mesh.pp() as usize {
+            return Err(PlanError::Stages {
+                found: self.stages.len(),
+                layers: self.model.layers,
+                pp: self.mesh.pp(),
+            });
+        }
+        Ok(())
+    }
+
+    fn check_group(&self, group: &TensorGroup) -> Result<(), PlanError> {
+        let name = group.collapsed();
+        let bits = group.dtype.bitsize() as u64;
+        let total = group.shape.iter().try_fold(bits, |total, &size| total.checked_mul(size));
+        let sound = total.is_some_and(|total| total % 8 == 0 && total / 8 <= MAX_TENSOR_BYTES);
+        if !sound || group.shape.len() > MAX_DIMENSIONS {
+            return Err(PlanError::AbsurdShape { name, shape: group.shape.clone() });
+        }
+        if group.stage == StageRule::Layer {
+            let layered = group.names.iter().all(|pattern| {
+                let numbers = pattern.parts().iter().find_map(|part| match part {
+                    PatternPart::Numbers(ranges) => ranges.last(),
+                    PatternPart::Text(_) => None,
+                });
+                numbers.is_some_and(|last| u64::from(*last.end()) < self.model.layers)
+            });
+            if !layered {
+                return Err(PlanError::NoLayer { name, layers: self.model.layers });
+            }
+        }
+        if let Partition::Split(split) = &group.partition {
+            let wrong = |source: PartitionError| PlanError::Partition { name: name.clone(), source };
+            split.check(&group.shape).map_err(wrong)?;
+            split.check_bytes(&group.shape, bits).map_err(wrong)?;
+        }
+        self.slices_of(group).map(drop)
+    }
+
+    /// Checks that the weights fit the memories they are placed in.
+    ///
+    /// # Errors
+    /// [`PlanError::DoesNotFit`] names the first memory that is too small.
+    pub fn check_fit(&self) -> Result<(), PlanError> {
+        let uses = memory_per_rank(self)?;
+        let mut pools: BTreeMap<&str, (u64, u64, u64)> = BTreeMap::new();
+        for (place, used) in self.ranks.iter().zip(&uses) {
+            let Some(pool) = &place.memory_pool else {
+                if used.weights > place.memory_bytes {
+                    return Err(PlanError::DoesNotFit {
+                        memory: place.gpu.clone(),
+                        who: format!("rank {}", place.rank),
+                        needs: used.weights,
+                        has: place.memory_bytes,
+                    });
+                }
+                continue;
+            };
+            let (needs, has, ranks) = pools.entry(pool).or_insert((0, place.memory_bytes, 0));
+            *needs = needs.saturating_add(used.weights);
+            *has = (*has).min(place.memory_bytes);
+            *ranks += 1;
+        }
+        for (pool, (needs, has, ranks)) in pools {
+            if needs > has {
+                let who = format!("{ranks} ranks");
+                return Err(PlanError::DoesNotFit { memory: pool.to_owned(), who, needs, has });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that the checkpoint is the one that was planned: the same files, and tensor by tensor what the plan says.
+    ///
+    /// # Errors
+    /// [`StaleError`] names the first file or tensor that differs.
+    pub fn check_against(&self, catalog: &Catalog) -> Result<(), StaleError> {
+        let found: Vec<FileIdentity> = catalog.files().iter().map(FileIdentity::of).collect();
+        check_files(&self.checkpoint.files, &found)?;
+        let mut planned = HashSet::new();
+        for group in &self.tensors {
+            for (name, _) in group.names.iter().flat_map(NamePattern::names) {
+                let Some(tensor) = catalog.tensor(&name) else {
+                    return Err(StaleError::NotThere { name });
+                };
+                if tensor.dtype != group.dtype || tensor.shape != group.shape {
+                    return Err(StaleError::Differs {
+                        name,
+                        found: format!("{} {:?}", tensor.dtype, tensor.shape),
+                        planned: format!("{} {:?}", group.dtype, group.shape),
+                    });
+                }
+                planned.insert(name);
+            }
+        }
+        match catalog.tensors().iter().find(|tensor| !planned.contains(&tensor.name)) {
+            Some(tensor) => Err(StaleError::NotPlanned { name: tensor.name.clone() }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn check_files(planned: &[FileIdentity], found: &[FileIdentity]) -> Result<(), StaleError> {
+    let changed = |reason: String| Err(StaleError::Files { reason });
+    for file in planned {
+        let Some(now) = found.iter().find(|now| now.name == file.name) else {
+            return changed(format!("{:?} is not there any more", file.name));
+        };
+        if now.bytes != file.bytes {
+            return changed(format!("{:?} had {} bytes and has {} now", file.name, file.bytes, now.bytes));
+        }
+        if now.header_sha256 != file.header_sha256 {
+            return changed(format!("the header of {:?} is another", file.name));
+        }
+    }
+    match found.iter().find(|now| planned.iter().all(|file| file.name != now.name)) {
+        Some(new) => changed(format!("{:?} was not there", new.name)),
+        None => Ok(()),
+    }
+}

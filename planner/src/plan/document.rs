@@ -1,0 +1,212 @@
+//! The plan as it is written.
+
+use super::error::PlanError;
+use crate::{
+    checkpoint::{Catalog, CatalogFile, Dtype},
+    graph::NamePattern,
+    mesh::Mesh,
+    model::ModelSpec,
+    partition::Partition,
+    rules::{Role, StageRule},
+    yaml,
+};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+
+/// The version of the document that this planner writes and reads.
+pub const PLAN_VERSION: u32 = 1;
+
+/// Longest plan that is read, in bytes.
+const MAX_PLAN_BYTES: u64 = 64 << 20;
+
+/// How a checkpoint is partitioned over ranks, and where the ranks run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// [`PLAN_VERSION`].
+    pub shardwright_plan: u32,
+    /// What was planned.
+    pub checkpoint: CheckpointIdentity,
+    /// Its dimensions.
+    pub model: ModelSpec,
+    /// The family whose rules decided.
+    pub family: String,
+    /// Name of the topology.
+    pub topology: String,
+    /// Sizes of the axes.
+    pub mesh: Mesh,
+    /// The layers of each pipeline stage.
+    pub stages: Vec<LayerRange>,
+    /// Where each rank runs, in the order of the ranks.
+    pub ranks: Vec<RankPlace>,
+    /// The decisions.
+    pub tensors: Vec<TensorGroup>,
+    /// Whatever is odd and a person should know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// Which checkpoint a plan is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointIdentity {
+    /// Where it lay when it was planned. Not part of the plan's digest: ranks on other hosts may have it elsewhere.
+    pub path: PathBuf,
+    /// Its files.
+    pub files: Vec<FileIdentity>,
+}
+
+/// What identifies a file without reading its data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileIdentity {
+    /// Relative to the checkpoint's folder.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// SHA-256 of its header, the length included, in hexadecimal.
+    pub header_sha256: String,
+}
+
+/// A run of layers, `start..stop`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerRange {
+    /// First layer.
+    pub start: u64,
+    /// One past the last layer.
+    pub stop: u64,
+}
+
+/// Where a rank runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RankPlace {
+    /// The rank.
+    pub rank: u32,
+    /// Name of its GPU in the topology.
+    pub gpu: String,
+    /// What kind of GPU that is.
+    pub kind: String,
+    /// Bytes of the memory it loads into.
+    pub memory_bytes: u64,
+    /// The memory that it shares with other GPUs, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_pool: Option<String>,
+}
+
+/// Tensors that are partitioned alike.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorGroup {
+    /// Their names.
+    pub names: Vec<NamePattern>,
+    /// dtype of each.
+    pub dtype: Dtype,
+    /// Shape of each, whole.
+    pub shape: Vec<u64>,
+    /// What their module is for.
+    pub role: Role,
+    /// Which pipeline stages hold them.
+    pub stage: StageRule,
+    /// How the ranks of a tensor-parallel group share each of them.
+    pub partition: Partition,
+    /// Why.
+    pub why: String,
+}
+
+impl TensorGroup {
+    /// How many tensors it stands for.
+    pub fn count(&self) -> u64 {
+        self.names.iter().map(NamePattern::count).fold(0, u64::saturating_add)
+    }
+
+    /// The name with `*` for every number.
+    pub fn collapsed(&self) -> String {
+        use crate::graph::PatternPart::{Numbers, Text};
+        let parts = self.names.first().map_or(&[][..], NamePattern::parts);
+        let parts: Vec<&str> = parts
+            .iter()
+            .map(|part| match part {
+                Text(text) => text.as_str(),
+                Numbers(_) => "*",
+            })
+            .collect();
+        parts.join(".")
+    }
+}
+
+impl CheckpointIdentity {
+    /// The identity of the checkpoint at `path`.
+    pub fn of(catalog: &Catalog, path: &Path) -> Self {
+        Self { path: path.to_owned(), files: catalog.files().iter().map(FileIdentity::of).collect() }
+    }
+}
+
+impl FileIdentity {
+    /// The identity of one file.
+    pub fn of(file: &CatalogFile) -> Self {
+        Self { name: file.name.clone(), bytes: file.bytes, header_sha256: hexadecimal(&file.header_digest) }
+    }
+}
+
+impl Plan {
+    /// The document as YAML. The same plan gives the same bytes.
+    ///
+    /// # Errors
+    /// [`PlanError::Unwritable`] when the checkpoint's path is no UTF-8.
+    pub fn to_yaml(&self) -> Result<String, PlanError> {
+        yaml::to_string(self).map_err(|error| PlanError::Unwritable { reason: error.to_string() })
+    }
+
+    /// Reads a document and checks that it holds together.
+    ///
+    /// # Errors
+    /// [`PlanError`] names the place, or the group of tensors and the numbers.
+    pub fn from_yaml(text: &str) -> Result<Self, PlanError> {
+        let plan: Self = yaml::from_str(text).map_err(|error| PlanError::NotAPlan {
+            line: error.line,
+            column: error.column,
+            reason: error.message,
+        })?;
+        plan.check()?;
+        Ok(plan)
+    }
+
+    /// Reads the plan at `path` and checks that it holds together.
+    ///
+    /// # Errors
+    /// [`PlanError`], see [`Plan::from_yaml`].
+    pub fn read(path: &Path) -> Result<Self, PlanError> {
+        let read_error = |source| PlanError::Read { path: path.to_owned(), source };
+        let meta = std::fs::metadata(path).map_err(read_error)?;
+        if !meta.is_file() {
+            return Err(read_error(std::io::Error::other("not a regular file")));
+        }
+        if meta.len() > MAX_PLAN_BYTES {
+            return Err(PlanError::TooLong { bytes: meta.len(), most: MAX_PLAN_BYTES });
+        }
+        let bytes = std::fs::read(path).map_err(read_error)?;
+        let text = String::from_utf8(bytes).map_err(|_| PlanError::NotAPlan {
+            line: 0,
+            column: 0,
+            reason: "it is not UTF-8 text".to_owned(),
+        })?;
+        Self::from_yaml(&text)
+    }
+
+    /// SHA-256 of the document without the checkpoint's path, in hexadecimal: what all ranks must agree on.
+    ///
+    /// # Errors
+    /// [`PlanError::Unwritable`] when the plan cannot be written.
+    pub fn digest(&self) -> Result<String, PlanError> {
+        let mut plan = self.clone();
+        plan.checkpoint.path = PathBuf::new();
+        Ok(hexadecimal(&Sha256::digest(plan.to_yaml()?.as_bytes())))
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

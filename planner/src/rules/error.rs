@@ -1,0 +1,103 @@
+//! Why modules could not be given partitions.
+
+use super::decide::Failure;
+use crate::quote::quote;
+
+/// Why the rules could not decide every module.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RuleError {
+    /// No family plans this model type.
+    #[error("no family plans model type {}", quote(model_type))]
+    UnknownModelType {
+        /// `model_type` of the configuration.
+        model_type: String,
+        /// The model types that have a family.
+        known: Vec<String>,
+    },
+    /// A tensor's shape is not what the configuration says.
+    #[error(
+        "config.json and the tensors contradict each other: {} has shape {found:?}, but {explained} makes {expected:?}",
+        quote(tensor)
+    )]
+    ContradictsConfig {
+        /// The tensor's collapsed name.
+        tensor: String,
+        /// Its shape.
+        found: Vec<u64>,
+        /// The shape that the configuration asks for.
+        expected: Vec<u64>,
+        /// How that comes about.
+        explained: String,
+    },
+    /// Layers that the configuration counts are not there, or there are more.
+    #[error(
+        "config.json and the tensors contradict each other: config.json counts {expected} layers, but {found}"
+    )]
+    WrongLayers {
+        /// `num_hidden_layers`.
+        expected: u64,
+        /// What the tensors have.
+        found: String,
+    },
+    /// Modules that cannot be split over the ranks evenly.
+    #[error("{}", not_divisible(failures, *tp, model))]
+    NotDivisible {
+        /// Each module that fails.
+        failures: Vec<Failure>,
+        /// Ranks in a tensor-parallel group.
+        tp: u32,
+        /// The model's dimensions in words.
+        model: String,
+        /// Sizes of the group that work for every module.
+        divides: Vec<u32>,
+        /// What dealing unevenly would give, for the help.
+        uneven: Option<String>,
+    },
+}
+
+impl RuleError {
+    /// What the reader can do about it.
+    pub fn help(&self) -> String {
+        match self {
+            Self::UnknownModelType { known, .. } => {
+                format!("model types with a family: {}", known.join(", "))
+            }
+            Self::ContradictsConfig { .. } | Self::WrongLayers { .. } => {
+                "config.json belongs to another checkpoint, or the download is incomplete; fetch both again"
+                    .to_owned()
+            }
+            Self::NotDivisible { divides, uneven, .. } => {
+                let sizes = join(divides);
+                let verb = if divides.len() == 1 { "divides" } else { "divide" };
+                match uneven {
+                    Some(uneven) => {
+                        format!("tp {sizes} {verb} every module; or pass --uneven to deal {uneven}")
+                    }
+                    None => format!("tp {sizes} {verb} every module"),
+                }
+            }
+        }
+    }
+}
+
+fn not_divisible(failures: &[Failure], tp: u32, model: &str) -> String {
+    let mut text = String::new();
+    for (place, failure) in failures.iter().enumerate() {
+        if place > 0 {
+            text.push('\n');
+        }
+        text.push_str(&format!("cannot split {} over tp {tp}: {}", quote(&failure.module), failure.reason));
+    }
+    text.push_str(&format!("\n({model})"));
+    text
+}
+
+/// `1, 2 or 4`.
+fn join(numbers: &[u32]) -> String {
+    let words: Vec<String> = numbers.iter().map(u32::to_string).collect();
+    match words.as_slice() {
+        [] => "no size".to_owned(),
+        [one] => one.clone(),
+        [most @ .., last] => format!("{} or {last}", most.join(", ")),
+    }
+}
