@@ -1,1 +1,26 @@
-fn main() {}
+//! The command line of shardwright: parses, calls one function of the libraries, prints.
+#![allow(missing_docs)]
+
+mod cli;
+mod commands;
+mod failure;
+mod figures;
+mod inputs;
+mod output;
+
+use clap::Parser;
+use std::{io::Write, process::ExitCode};
+
+fn main() -> ExitCode {
+    let command = cli::Cli::parse().command;
+    let mut out = std::io::stdout().lock();
+    let outcome = commands::run(command, &mut out).and_then(|()| Ok(out.flush()?));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Nobody is left to tell when stderr is gone too.
+            let _ = write!(std::io::stderr(), "{failure}");
+            failure.exit_code()
+        }
+    }
+}

@@ -273,9 +273,10 @@ fn copy(
     memory.write(block, rows.to, rows.to_stride).map_err(CopyError::Device)
 }
 
-/// Flips the lowest bit of the first byte of the rank's middle tensor.
+/// Flips the lowest bit of the first byte of the rank's largest tensor.
 fn flip_byte(schedule: &Schedule, memory: &mut dyn DeviceMemory) -> Result<(), DeviceError> {
-    let Some(tensor) = schedule.tensors.get(schedule.tensors.len() / 2) else { return Ok(()) };
+    let largest = schedule.tensors.iter().max_by_key(|tensor| tensor.bytes);
+    let Some(tensor) = largest else { return Ok(()) };
     let mut byte = [0];
     memory.read(tensor.offset, &mut byte)?;
     byte[0] ^= 1;

@@ -1,0 +1,199 @@
+//! What can be asked of shardwright.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Plans how a checkpoint's weights are partitioned over GPUs, and loads each rank's part.
+#[derive(Debug, Parser)]
+#[command(
+    name = "shardwright",
+    version,
+    after_help = "Exit codes: 0 done; 1 the answer is no; 2 wrong usage; 3 bad input; 4 the environment failed."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Shows what is in a checkpoint: tensors, modules, sizes, dtypes
+    #[command(after_help = "Example: shardwright inspect ./Llama-3.1-70B")]
+    Inspect(Inspect),
+    /// Lists and shows machines
+    #[command(subcommand)]
+    Topology(Topology),
+    /// Plans who holds what
+    #[command(
+        after_help = "Example: shardwright plan ./Llama-3.1-70B --topology dgx-h100 --tp 8 -o plan.yaml"
+    )]
+    Plan(Plan),
+    /// Dry run: every invariant of a plan, memory fit, files unchanged
+    #[command(after_help = "Example: shardwright check plan.yaml")]
+    Check(Check),
+    /// Shows why tensors are cut as they are, and who holds what
+    #[command(after_help = "Example: shardwright explain plan.yaml '*.k_proj.*'")]
+    Explain(Explain),
+    /// Prints what a rank holds, as JSON
+    #[command(after_help = "Example: shardwright slices plan.yaml --rank 1")]
+    Slices(Slices),
+    /// Loads the ranks of a plan and verifies what arrived
+    #[command(after_help = "Example: shardwright load plan.yaml --device host")]
+    Load(Load),
+    /// Makes a sample checkpoint, then plans, checks, loads and verifies it
+    #[command(after_help = "Example: shardwright demo")]
+    Demo(Demo),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// A checkpoint: a folder, one .safetensors file, or an index
+    pub(crate) checkpoint: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Topology {
+    /// Lists the machines that shardwright knows
+    #[command(after_help = "Example: shardwright topology list")]
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows a machine: its GPUs and how fast they reach each other
+    #[command(after_help = "Example: shardwright topology show dgx-h100")]
+    Show {
+        /// A built-in name, or a file
+        topology: String,
+        /// That many nodes of the same kind
+        #[arg(long)]
+        nodes: Option<u32>,
+        /// Print the file itself
+        #[arg(long, conflicts_with = "json")]
+        yaml: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
+    /// A checkpoint: a folder, one .safetensors file, or an index
+    pub(crate) checkpoint: PathBuf,
+    /// The machine: a built-in name (`shardwright topology list`), or a file
+    #[arg(long, default_value = "host", help_heading = "Machine")]
+    pub(crate) topology: String,
+    /// That many nodes of the same kind
+    #[arg(long, help_heading = "Machine")]
+    pub(crate) nodes: Option<u32>,
+    /// Ranks that share each layer [default: the GPUs of a node, divided by pp where that is one node's work; 1 on host]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Layout")]
+    pub(crate) tp: Option<u32>,
+    /// Pipeline stages
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Layout")]
+    pub(crate) pp: u32,
+    /// Copies of the whole model
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Layout")]
+    pub(crate) dp: u32,
+    /// Deal what does not divide as evenly as it goes, instead of refusing it
+    #[arg(long, help_heading = "Layout")]
+    pub(crate) uneven: bool,
+    /// Write the plan to this file
+    #[arg(short, long, help_heading = "Output")]
+    pub(crate) output: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, help_heading = "Output")]
+    pub(crate) json: bool,
+}
+
+/// A plan, and where its checkpoint lies now.
+#[derive(Debug, Args)]
+pub(crate) struct PlanFile {
+    /// A plan, as `shardwright plan -o` writes it
+    pub(crate) plan: PathBuf,
+    /// Where the checkpoint lies, if not where it was planned
+    #[arg(long)]
+    pub(crate) checkpoint: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    #[command(flatten)]
+    pub(crate) file: PlanFile,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// A plan, as `shardwright plan -o` writes it
+    pub(crate) plan: PathBuf,
+    /// Which tensors: a glob over their names
+    pub(crate) glob: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Slices {
+    /// A plan, as `shardwright plan -o` writes it
+    pub(crate) plan: PathBuf,
+    /// The rank
+    #[arg(long)]
+    pub(crate) rank: u32,
+    /// Print JSON (it always is)
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Load {
+    #[command(flatten)]
+    pub(crate) file: PlanFile,
+    /// What to load into
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
+    pub(crate) device: DeviceChoice,
+    /// Load this rank alone, verified against its own boxes in the files
+    #[arg(long)]
+    pub(crate) rank: Option<u32>,
+    /// Compare fingerprints of what arrived with the files
+    #[arg(long, value_enum, default_value_t = Verify::Full)]
+    pub(crate) verify: Verify,
+    /// Flip one bit in the memory of this rank after loading, to see verification find it
+    #[arg(long, value_name = "RANK")]
+    pub(crate) flip_byte: Option<u32>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceChoice {
+    /// GPUs where there are any, else this host's memory
+    Auto,
+    /// This host's memory
+    Host,
+    /// GPUs
+    Cuda,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Verify {
+    /// Every byte
+    Full,
+    /// Nothing
+    Off,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Where to write the checkpoint [default: shardwright-demo in the folder for temporary files]
+    #[arg(long)]
+    pub(crate) dir: Option<PathBuf>,
+}

@@ -1,0 +1,44 @@
+//! `shardwright check`: a dry run of a plan.
+
+use crate::{cli::Check, failure::Failure, figures, inputs::plan_and_checkpoint, output::print_json};
+use serde_json::json;
+use shardwright_loader::schedule::Schedule;
+use std::io::Write;
+
+pub(crate) fn run(args: &Check, out: &mut dyn Write) -> Result<(), Failure> {
+    let (plan, catalog) = plan_and_checkpoint(&args.file)?;
+    plan.check_fit()?;
+    // What each rank would copy, without copying it.
+    let world = plan.mesh.world_size();
+    let (mut copied, mut tensors) = (0u64, 0u64);
+    for rank in 0..world {
+        let schedule = Schedule::new(&plan, &catalog, rank)?;
+        copied = copied.saturating_add(schedule.copied_bytes());
+        tensors += schedule.tensors.len() as u64;
+    }
+    let digest = plan.digest()?;
+    if args.json {
+        return print_json(
+            out,
+            &json!({
+                "ok": true,
+                "digest": digest,
+                "files": catalog.files().len(),
+                "tensors": catalog.tensors().len(),
+                "ranks": world,
+                "slices": tensors,
+                "copied_bytes": copied,
+            }),
+        );
+    }
+    let files = figures::count(catalog.files().len() as u64, "file");
+    let named = figures::count(catalog.tensors().len() as u64, "tensor");
+    writeln!(out, "ok  plan      holds together, digest {}", &digest[..16])?;
+    writeln!(out, "ok  files     {files} unchanged since they were planned")?;
+    writeln!(out, "ok  tensors   {named}, each planned once with its dtype and shape")?;
+    writeln!(out, "ok  memory    the weights of all {world} ranks fit")?;
+    let all = figures::count(tensors, "slice");
+    writeln!(out, "ok  schedule  {all}, {} to copy in all", figures::bytes(copied))?;
+    writeln!(out, "the plan is good")?;
+    Ok(())
+}

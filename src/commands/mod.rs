@@ -1,0 +1,27 @@
+//! One file for each subcommand. Each takes its arguments and a place to print to.
+
+mod check;
+mod demo;
+mod explain;
+mod inspect;
+mod load;
+mod plan;
+mod slices;
+mod topology;
+
+use crate::{cli::Command, failure::Failure};
+use std::io::Write;
+
+/// Carries out `command`, printing to `out`.
+pub(crate) fn run(command: Command, out: &mut dyn Write) -> Result<(), Failure> {
+    match command {
+        Command::Inspect(args) => inspect::run(&args, out),
+        Command::Topology(args) => topology::run(args, out),
+        Command::Plan(args) => plan::run(&args, out),
+        Command::Check(args) => check::run(&args, out),
+        Command::Explain(args) => explain::run(&args, out),
+        Command::Slices(args) => slices::run(&args, out),
+        Command::Load(args) => load::run(&args, out),
+        Command::Demo(args) => demo::run(&args, out),
+    }
+}

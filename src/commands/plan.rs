@@ -1,0 +1,224 @@
+//! `shardwright plan`: who holds what, and whether it fits.
+
+use crate::{
+    cli,
+    failure::Failure,
+    figures,
+    inputs::{absolute, model, topology},
+    output::{print_json, print_table, table, write_whole},
+};
+use serde_json::json;
+use shardwright_planner::{
+    checkpoint::Catalog,
+    cost::{MemoryUse, collectives, memory_per_rank},
+    mesh::Mesh,
+    plan::{Plan, PlanRequest, build},
+    quote::escaped,
+    rules::Families,
+    topology::Topology,
+};
+use std::io::Write;
+
+/// Most ranks that are shown one by one.
+const MOST_ROWS: usize = 64;
+
+pub(crate) fn run(args: &cli::Plan, out: &mut dyn Write) -> Result<(), Failure> {
+    let catalog = Catalog::open(&args.checkpoint)?;
+    let model = model(&catalog)?;
+    let families = Families::built_in()?;
+    let machine = machine(args)?;
+    let (tp, chosen) = match args.tp {
+        Some(tp) => (tp, false),
+        None => (default_tp(&machine, args), true),
+    };
+    let mesh = Mesh::new(args.dp, args.pp, tp)?;
+    let path = absolute(&args.checkpoint)?;
+    let plan = build(&PlanRequest {
+        catalog: &catalog,
+        path: &path,
+        model: &model,
+        families: &families,
+        topology: &machine,
+        mesh,
+        uneven: args.uneven,
+    })?;
+    if let Some(output) = &args.output {
+        write_whole(output, &plan.to_yaml()?)?;
+    }
+    let uses = memory_per_rank(&plan)?;
+    if args.json {
+        return print_json(out, &as_json(&plan, &uses)?);
+    }
+    print_plan(&plan, &machine, &uses, chosen, out)?;
+    match &args.output {
+        Some(output) => writeln!(out, "plan written to {}", output.display())?,
+        None => writeln!(out, "plan not written: give -o FILE")?,
+    }
+    Ok(())
+}
+
+fn machine(args: &cli::Plan) -> Result<Topology, Failure> {
+    let devices = Mesh::new(args.dp, args.pp, args.tp.unwrap_or(1))?.world_size();
+    topology(&args.topology, args.nodes, devices)
+}
+
+/// All GPUs of a node work on one layer, unless its stages or copies must share the node.
+fn default_tp(machine: &Topology, args: &cli::Plan) -> u32 {
+    let groups = args.pp.saturating_mul(args.dp);
+    let gpus = u32::try_from(machine.gpus().len()).unwrap_or(u32::MAX);
+    let node = u32::try_from(machine.gpus_per_node()).unwrap_or(u32::MAX);
+    (gpus / groups).clamp(1, node)
+}
+
+fn print_plan(
+    plan: &Plan,
+    machine: &Topology,
+    uses: &[MemoryUse],
+    tp_was_chosen: bool,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let mesh = plan.mesh;
+    writeln!(out, "{}", plan.model)?;
+    let why = if tp_was_chosen { " (tp not given: all GPUs of a node)" } else { "" };
+    writeln!(
+        out,
+        "tp {} × pp {} × dp {} = {} on {}, family {}{why}\n",
+        mesh.tp(),
+        mesh.pp(),
+        mesh.dp(),
+        figures::count(u64::from(mesh.world_size()), "rank"),
+        escaped(machine.about()),
+        escaped(&plan.family),
+    )?;
+    print_ranks(plan, uses, out)?;
+    writeln!(out)?;
+    let rows = collectives(plan).into_iter().map(|collective| {
+        [
+            collective.kind.to_owned(),
+            escaped(&collective.after),
+            collective.times.to_string(),
+            format!("{:.1}", kib(collective.bytes_per_token)),
+        ]
+    });
+    let rows: Vec<_> = rows.collect();
+    if !rows.is_empty() {
+        print_table(out, &table(["collective", "after", "times", "KiB/token"], 2, rows))?;
+        writeln!(out)?;
+    }
+    for warning in &plan.warnings {
+        writeln!(out, "warning: {}", escaped_line(warning))?;
+    }
+    if !plan.warnings.is_empty() {
+        writeln!(out)?;
+    }
+    print_answer(plan, uses, out)
+}
+
+fn print_ranks(plan: &Plan, uses: &[MemoryUse], out: &mut dyn Write) -> Result<(), Failure> {
+    let pooled = plan.ranks.iter().any(|place| place.memory_pool.is_some());
+    let rows = plan.ranks.iter().zip(uses).take(MOST_ROWS).map(|(place, used)| {
+        let layers = plan.stages[plan.mesh.coordinates(place.rank).pp as usize];
+        // Memory that is shared has no rest of one rank's own.
+        let left = match pooled {
+            true => "shared".to_owned(),
+            false => figures::gib(place.memory_bytes.saturating_sub(used.weights)),
+        };
+        [
+            place.rank.to_string(),
+            escaped(&place.gpu),
+            format!("{}-{}", layers.start, layers.stop - 1),
+            used.tensors.to_string(),
+            figures::gib(used.weights),
+            left,
+            figures::percent(used.replicated, used.weights),
+        ]
+    });
+    let head = ["rank", "GPU", "layers", "tensors", "weights GiB", "left GiB", "replicated %"];
+    print_table(out, &table(head, 2, rows))?;
+    if plan.ranks.len() > MOST_ROWS {
+        writeln!(out, "… and {} more ranks; --json lists all", plan.ranks.len() - MOST_ROWS)?;
+    }
+    Ok(())
+}
+
+fn print_answer(plan: &Plan, uses: &[MemoryUse], out: &mut dyn Write) -> Result<(), Failure> {
+    let largest = plan.ranks.iter().zip(uses).max_by_key(|(_, used)| used.weights);
+    let Some((place, used)) = largest else { return Ok(()) };
+    if place.memory_pool.is_some() {
+        let all: u64 = uses.iter().map(|used| used.weights).sum();
+        writeln!(
+            out,
+            "fits: all ranks hold {} GiB of {} GiB together",
+            figures::gib(all),
+            figures::gib(place.memory_bytes)
+        )?;
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "fits: the fullest GPU ({}, rank {}) holds {} GiB of {} GiB",
+        escaped(&place.gpu),
+        place.rank,
+        figures::gib(used.weights),
+        figures::gib(place.memory_bytes)
+    )?;
+    Ok(())
+}
+
+fn as_json(plan: &Plan, uses: &[MemoryUse]) -> Result<serde_json::Value, Failure> {
+    let ranks: Vec<_> = plan
+        .ranks
+        .iter()
+        .zip(uses)
+        .map(|(place, used)| {
+            json!({
+                "rank": place.rank,
+                "gpu": place.gpu,
+                "stage": plan.mesh.coordinates(place.rank).pp,
+                "tensors": used.tensors,
+                "weight_bytes": used.weights,
+                "replicated_bytes": used.replicated,
+                "padding_bytes": used.padding,
+                "memory_bytes": place.memory_bytes,
+                "memory_pool": place.memory_pool,
+            })
+        })
+        .collect();
+    let collectives: Vec<_> = collectives(plan)
+        .into_iter()
+        .map(|collective| {
+            json!({
+                "kind": collective.kind,
+                "after": collective.after,
+                "times": collective.times,
+                "bytes_per_token": collective.bytes_per_token,
+            })
+        })
+        .collect();
+    Ok(json!({
+        "digest": plan.digest()?,
+        "model": plan.model,
+        "family": plan.family,
+        "topology": plan.topology,
+        "mesh": plan.mesh,
+        "stages": plan.stages,
+        "ranks": ranks,
+        "collectives": collectives,
+        "warnings": plan.warnings,
+    }))
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn kib(bytes: u64) -> f64 {
+    bytes as f64 / 1024.0
+}
+
+/// A text of the planner's in which names from files may stand.
+fn escaped_line(text: &str) -> String {
+    text.chars()
+        .flat_map(|letter| match letter {
+            letter if letter.is_control() => letter.escape_debug().collect::<Vec<_>>(),
+            letter => vec![letter],
+        })
+        .collect()
+}

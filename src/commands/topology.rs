@@ -1,0 +1,109 @@
+//! `shardwright topology`: the machines that are known, and what they look like.
+
+use crate::{
+    cli,
+    failure::Failure,
+    figures,
+    inputs::{topology, topology_text},
+    output::{print_json, print_table, table},
+};
+use serde_json::json;
+use shardwright_planner::{
+    quote::escaped,
+    topology::{Topology, builtins},
+};
+use std::{fmt::Write as _, io::Write};
+
+/// Most GPUs for which every pair is shown.
+const MOST_IN_MATRIX: usize = 16;
+
+pub(crate) fn run(args: cli::Topology, out: &mut dyn Write) -> Result<(), Failure> {
+    match args {
+        cli::Topology::List { json } => list(json, out),
+        cli::Topology::Show { topology: name, yaml: true, .. } => {
+            Ok(out.write_all(topology_text(&name)?.as_bytes())?)
+        }
+        cli::Topology::Show { topology: name, nodes, json, .. } => {
+            let machine = topology(&name, nodes, 1)?;
+            if json { show_json(&machine, out) } else { show(&machine, out) }
+        }
+    }
+}
+
+fn list(as_json: bool, out: &mut dyn Write) -> Result<(), Failure> {
+    let known = builtins().map(|(name, _)| topology(name, None, 1)).collect::<Result<Vec<_>, _>>()?;
+    if as_json {
+        let list: Vec<_> =
+            known.iter().map(|known| json!({"name": known.name(), "about": known.about()})).collect();
+        return print_json(out, &json!({ "topologies": list }));
+    }
+    let rows = known.iter().map(|known| {
+        let gpus = if known.name() == "host" { "any".to_owned() } else { known.gpus().len().to_string() };
+        [known.name().to_owned(), known.about().to_owned(), gpus, figures::gib(known.memory_bytes())]
+    });
+    print_table(out, &table(["topology", "about", "GPUs", "GiB each"], 2, rows))
+}
+
+fn show(machine: &Topology, out: &mut dyn Write) -> Result<(), Failure> {
+    writeln!(out, "{}: {}", escaped(machine.name()), escaped(machine.about()))?;
+    let nodes = figures::count(u64::from(machine.nodes()), "node");
+    let bandwidth = machine.memory_bandwidth().map_or(String::new(), |bandwidth| format!(" at {bandwidth}"));
+    writeln!(
+        out,
+        "{nodes} of {} {}, {} of memory each{bandwidth}",
+        machine.gpus_per_node(),
+        escaped(machine.kind()),
+        figures::bytes(machine.memory_bytes()),
+    )?;
+    writeln!(out, "\nconnections of a node, one direction")?;
+    let edges = machine.edges().map(|(from, to, kind, bandwidth)| {
+        [escaped(from), escaped(to), kind.to_string(), gb_per_second(bandwidth)]
+    });
+    print_table(out, &table(["from", "to", "kind", "GB/s"], 3, edges))?;
+
+    let count = machine.gpus().len();
+    if (2..=MOST_IN_MATRIX).contains(&count) {
+        writeln!(out, "\nwidest path between GPUs, GB/s")?;
+        let mut text = String::new();
+        for from in 0..count {
+            let _ = write!(text, "{:<12}", escaped(&machine.gpus()[from].name));
+            for to in 0..count {
+                let width =
+                    machine.widest_path(from, to).map_or("-".to_owned(), |(width, _)| gb_per_second(width));
+                let _ = write!(text, "{width:>8}");
+            }
+            text.push('\n');
+        }
+        out.write_all(text.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn show_json(machine: &Topology, out: &mut dyn Write) -> Result<(), Failure> {
+    let edges: Vec<_> = machine
+        .edges()
+        .map(|(from, to, kind, bandwidth)| {
+            json!({"from": from, "to": to, "kind": kind, "bytes_per_second": bandwidth})
+        })
+        .collect();
+    let gpus: Vec<_> = machine
+        .gpus()
+        .iter()
+        .map(|gpu| json!({"name": gpu.name, "node": gpu.node, "index": gpu.index, "kind": gpu.kind}))
+        .collect();
+    print_json(
+        out,
+        &json!({
+            "name": machine.name(),
+            "about": machine.about(),
+            "memory_bytes": machine.memory_bytes(),
+            "gpus": gpus,
+            "node_connections": edges,
+        }),
+    )
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn gb_per_second(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / 1e9)
+}

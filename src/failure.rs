@@ -1,0 +1,163 @@
+//! From typed errors to a message and an exit code: the only place that knows both.
+
+use shardwright_loader::{
+    device::DeviceError, load::LoadError, schedule::ScheduleError, source::SourceError, verify::VerifyError,
+};
+use shardwright_planner::{
+    checkpoint::CatalogError,
+    mesh::MeshError,
+    model::ConfigError,
+    plan::{BuildError, PlanError, StaleError},
+    rules::FamilyError,
+    topology::TopologyError,
+};
+use std::{fmt, io, process::ExitCode};
+
+/// Why a command did not end well. The numbers are the exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The reader of stdout is gone: nothing failed, and nobody is left to tell.
+    ReaderGone = 0,
+    /// The answer is no: it does not verify, does not fit, is no plan.
+    No = 1,
+    /// Wrong usage.
+    Usage = 2,
+    /// Bad input: a corrupt checkpoint, a malformed topology.
+    BadInput = 3,
+    /// The environment failed: no such device, out of memory, a peer lost.
+    Environment = 4,
+}
+
+/// A message for people, with its exit code.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) kind: Kind,
+    pub(crate) message: String,
+    pub(crate) help: Option<String>,
+}
+
+impl Failure {
+    pub(crate) fn new(kind: Kind, message: impl fmt::Display) -> Self {
+        Self { kind, message: message.to_string(), help: None }
+    }
+
+    pub(crate) fn with_help(self, help: impl Into<Option<String>>) -> Self {
+        Self { help: help.into(), ..self }
+    }
+
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.kind as u8)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.kind == Kind::ReaderGone {
+            return Ok(());
+        }
+        // Further lines stand under the first.
+        writeln!(f, "error: {}", self.message.replace('\n', "\n       "))?;
+        match &self.help {
+            Some(help) => writeln!(f, "help: {}", help.replace('\n', "\n      ")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Writing to stdout failed.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::new(Kind::ReaderGone, ""),
+            _ => Self::new(Kind::Environment, format!("cannot write the output: {error}")),
+        }
+    }
+}
+
+impl From<serde_json::Error> for Failure {
+    fn from(error: serde_json::Error) -> Self {
+        io::Error::from(error).into()
+    }
+}
+
+impl From<CatalogError> for Failure {
+    fn from(error: CatalogError) -> Self {
+        Self::new(Kind::BadInput, &error).with_help(error.help())
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::new(Kind::BadInput, &error).with_help(error.help())
+    }
+}
+
+impl From<TopologyError> for Failure {
+    fn from(error: TopologyError) -> Self {
+        Self::new(Kind::BadInput, &error).with_help(error.help())
+    }
+}
+
+impl From<FamilyError> for Failure {
+    fn from(error: FamilyError) -> Self {
+        Self::new(Kind::BadInput, error)
+    }
+}
+
+impl From<MeshError> for Failure {
+    fn from(error: MeshError) -> Self {
+        Self::new(Kind::Usage, error)
+    }
+}
+
+impl From<BuildError> for Failure {
+    fn from(error: BuildError) -> Self {
+        let kind = if error.is_bad_input() { Kind::BadInput } else { Kind::No };
+        Self::new(kind, &error).with_help(error.help())
+    }
+}
+
+impl From<PlanError> for Failure {
+    fn from(error: PlanError) -> Self {
+        let kind = match error {
+            PlanError::Read { .. } => Kind::BadInput,
+            _ => Kind::No,
+        };
+        Self::new(kind, &error).with_help(error.help())
+    }
+}
+
+impl From<StaleError> for Failure {
+    fn from(error: StaleError) -> Self {
+        Self::new(Kind::No, &error).with_help(error.help())
+    }
+}
+
+impl From<ScheduleError> for Failure {
+    fn from(error: ScheduleError) -> Self {
+        let kind = match error {
+            ScheduleError::NoSuchRank { .. } => Kind::Usage,
+            _ => Kind::No,
+        };
+        Self::new(kind, error)
+    }
+}
+
+impl From<LoadError> for Failure {
+    fn from(error: LoadError) -> Self {
+        let (kind, help) = match &error {
+            LoadError::Schedule(ScheduleError::NoSuchRank { .. }) => (Kind::Usage, None),
+            LoadError::Schedule(_) | LoadError::Verify { source: VerifyError::OtherPlan { .. }, .. } => {
+                (Kind::No, Some("give every rank the same plan"))
+            }
+            LoadError::Source(SourceError::LengthChanged { .. } | SourceError::OutOfRange { .. }) => {
+                (Kind::BadInput, Some("load files that nobody is writing"))
+            }
+            LoadError::Device { source: DeviceError::OutOfMemory { .. }, .. } => {
+                (Kind::Environment, Some("free some memory, or load fewer ranks here with --rank"))
+            }
+            _ => (Kind::Environment, None),
+        };
+        Self::new(kind, &error).with_help(help.map(str::to_owned))
+    }
+}

@@ -1,0 +1,43 @@
+//! Numbers as people read them.
+
+use std::time::Duration;
+
+const GIB: f64 = (1u64 << 30) as f64;
+
+/// Bytes in GiB, with as many digits as tell something.
+pub(crate) fn gib(bytes: u64) -> String {
+    let gib = as_f64(bytes) / GIB;
+    if gib >= 0.1 || bytes == 0 { format!("{gib:.2}") } else { format!("{gib:.6}") }
+}
+
+/// Bytes with the unit that fits.
+pub(crate) fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = as_f64(bytes);
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.2} {}", UNITS[unit]) }
+}
+
+/// A part of a whole in percent.
+pub(crate) fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 { "0.0".to_owned() } else { format!("{:.1}", 100.0 * as_f64(part) / as_f64(whole)) }
+}
+
+/// Bytes in a time as GB/s (10^9).
+pub(crate) fn gb_per_second(bytes: u64, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { as_f64(bytes) / 1e9 / time.as_secs_f64() }
+}
+
+/// `1 tensor`, `2 tensors`.
+pub(crate) fn count(number: u64, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn as_f64(bytes: u64) -> f64 {
+    bytes as f64
+}

@@ -1,0 +1,68 @@
+//! Finding what the arguments name: topologies, plans and their checkpoints, facts of this machine.
+
+use crate::{
+    cli::PlanFile,
+    failure::{Failure, Kind},
+};
+use shardwright_loader::device::{Device, HostDevice};
+use shardwright_planner::{
+    checkpoint::Catalog,
+    model::{CONFIG_NAME, ModelSpec, read_config},
+    plan::Plan,
+    quote::quote,
+    topology::{HostFacts, Topology, builtin, builtins},
+};
+use std::path::{Path, PathBuf};
+
+/// Longest topology file that is read, in bytes.
+const MAX_TOPOLOGY_BYTES: u64 = 4 << 20;
+
+/// The text of the topology `name`: built in, or a file.
+pub(crate) fn topology_text(name: &str) -> Result<String, Failure> {
+    if let Some(text) = builtin(name) {
+        return Ok(text.to_owned());
+    }
+    let known = || {
+        let names: Vec<&str> = builtins().map(|(name, _)| name).collect();
+        format!("built-in topologies are {}; any other is given by the path of its file", names.join(", "))
+    };
+    let meta = std::fs::metadata(name).map_err(|error| {
+        let message =
+            format!("{} is no built-in topology, and no file can be read there: {error}", quote(name));
+        Failure::new(Kind::BadInput, message).with_help(known())
+    })?;
+    if !meta.is_file() || meta.len() > MAX_TOPOLOGY_BYTES {
+        let message = format!(
+            "{} is no topology file: not a file, or longer than {MAX_TOPOLOGY_BYTES} bytes",
+            quote(name)
+        );
+        return Err(Failure::new(Kind::BadInput, message).with_help(known()));
+    }
+    std::fs::read_to_string(name)
+        .map_err(|error| Failure::new(Kind::BadInput, format!("cannot read {}: {error}", quote(name))))
+}
+
+/// The topology `name`, for `devices` devices where the machine at hand may have as many as are asked for.
+pub(crate) fn topology(name: &str, nodes: Option<u32>, devices: u32) -> Result<Topology, Failure> {
+    let host = HostFacts { devices, memory_bytes: HostDevice.available_bytes().unwrap_or(0) };
+    Ok(Topology::parse(&topology_text(name)?, name, nodes, Some(host))?)
+}
+
+/// The model's dimensions, from the `config.json` beside the weights.
+pub(crate) fn model(catalog: &Catalog) -> Result<ModelSpec, Failure> {
+    Ok(read_config(&catalog.folder().join(CONFIG_NAME))?)
+}
+
+/// A plan and the catalog of its checkpoint, which is the one that was planned.
+pub(crate) fn plan_and_checkpoint(file: &PlanFile) -> Result<(Plan, Catalog), Failure> {
+    let plan = Plan::read(&file.plan)?;
+    let catalog = Catalog::open(file.checkpoint.as_ref().unwrap_or(&plan.checkpoint.path))?;
+    plan.check_against(&catalog)?;
+    Ok((plan, catalog))
+}
+
+/// `path` from the root, so that a plan means the same checkpoint wherever it is used.
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path)
+        .map_err(|error| Failure::new(Kind::BadInput, format!("cannot resolve {}: {error}", path.display())))
+}
