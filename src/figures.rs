@@ -10,18 +10,6 @@ pub(crate) fn gib(bytes: u64) -> String {
     if gib >= 0.1 || bytes == 0 { format!("{gib:.2}") } else { format!("{gib:.6}") }
 }
 
-/// Bytes with the unit that fits.
-pub(crate) fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = as_f64(bytes);
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.2} {}", UNITS[unit]) }
-}
-
 /// A part of a whole in percent.
 pub(crate) fn percent(part: u64, whole: u64) -> String {
     if whole == 0 { "0.0".to_owned() } else { format!("{:.1}", 100.0 * as_f64(part) / as_f64(whole)) }

@@ -25,6 +25,7 @@ pub mod placement;
 pub mod plan;
 pub mod quote;
 pub mod rules;
+pub mod size;
 pub mod topology;
 mod unique_map;
 mod yaml;

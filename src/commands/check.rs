@@ -3,6 +3,7 @@
 use crate::{cli::Check, failure::Failure, figures, inputs::plan_and_checkpoint, output::print_json};
 use serde_json::json;
 use shardwright_loader::schedule::Schedule;
+use shardwright_planner::size::Size;
 use std::io::Write;
 
 pub(crate) fn run(args: &Check, out: &mut dyn Write) -> Result<(), Failure> {
@@ -38,7 +39,7 @@ pub(crate) fn run(args: &Check, out: &mut dyn Write) -> Result<(), Failure> {
     writeln!(out, "ok  tensors   {named}, each planned once with its dtype and shape")?;
     writeln!(out, "ok  memory    the weights of all {world} ranks fit")?;
     let all = figures::count(tensors, "slice");
-    writeln!(out, "ok  schedule  {all}, {} to copy in all", figures::bytes(copied))?;
+    writeln!(out, "ok  schedule  {all}, {} to copy in all", Size(copied))?;
     writeln!(out, "the plan is good")?;
     Ok(())
 }

@@ -3,11 +3,11 @@
 use crate::{
     cli::{Cli, Demo},
     failure::{Failure, Kind},
-    figures,
 };
 use clap::Parser;
 use safetensors::{Dtype, tensor::View};
 use serde_json::json;
+use shardwright_planner::size::Size;
 use std::{
     borrow::Cow,
     collections::BTreeMap,
@@ -34,7 +34,7 @@ pub(crate) fn run(args: &Demo, out: &mut dyn Write) -> Result<(), Failure> {
     writeln!(
         out,
         "A Llama-shaped checkpoint with random weights: {} in {FILES} files in {}\n",
-        figures::bytes(bytes),
+        Size(bytes),
         folder.display()
     )?;
     let checkpoint = shown(&folder)?;

@@ -12,6 +12,7 @@ use shardwright_planner::{
     graph::{ParameterGroup, group_parameters},
     model::{CONFIG_NAME, ModelSpec, read_config},
     quote::escaped,
+    size::Size,
 };
 use std::io::Write;
 
@@ -34,7 +35,7 @@ pub(crate) fn run(args: &Inspect, out: &mut dyn Write) -> Result<(), Failure> {
             group.dtype.to_string(),
             format!("{:?}", group.shape),
             group.blocks.len().to_string(),
-            figures::bytes(total(group)),
+            Size(total(group)).to_string(),
         ]
     });
     print_table(out, &table(["tensors", "dtype", "shape", "count", "bytes"], 3, rows))?;
@@ -43,7 +44,7 @@ pub(crate) fn run(args: &Inspect, out: &mut dyn Write) -> Result<(), Failure> {
         "\n{} in {}: {}",
         figures::count(catalog.tensors().len() as u64, "tensor"),
         figures::count(catalog.files().len() as u64, "file"),
-        figures::bytes(catalog.tensor_bytes()),
+        Size(catalog.tensor_bytes()),
     )?;
     Ok(())
 }

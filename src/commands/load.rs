@@ -15,7 +15,7 @@ use shardwright_loader::{
     schedule::Schedule,
     verify::Mismatch,
 };
-use shardwright_planner::{checkpoint::Catalog, plan::Plan, quote::quote};
+use shardwright_planner::{checkpoint::Catalog, plan::Plan, quote::quote, size::Size};
 use std::{
     io::{IsTerminal, Write},
     sync::atomic::{AtomicBool, Ordering},
@@ -127,7 +127,7 @@ fn print_ranks(ranks: &[LoadedRank], elapsed: Duration, out: &mut dyn Write) -> 
     writeln!(
         out,
         "\nloaded {} on {} in {:.2} s, {:.2} GB/s; {:.2} s in all",
-        figures::bytes(bytes),
+        Size(bytes),
         figures::count(ranks.len() as u64, "rank"),
         load.as_secs_f64(),
         figures::gb_per_second(bytes, load),

@@ -15,7 +15,7 @@ use shardwright_planner::{
     plan::{Plan, PlanRequest, build},
     quote::escaped,
     rules::Families,
-    topology::Topology,
+    topology::{Bandwidth, Topology},
 };
 use std::io::Write;
 
@@ -54,7 +54,7 @@ pub(crate) fn run(args: &cli::Plan, out: &mut dyn Write) -> Result<(), Failure> 
         Some(output) => writeln!(out, "plan written to {}", output.display())?,
         None => writeln!(out, "plan not written: give -o FILE")?,
     }
-    Ok(())
+    print_answer(&plan, &uses, out)
 }
 
 fn machine(args: &cli::Plan) -> Result<Topology, Failure> {
@@ -82,7 +82,7 @@ fn print_plan(
     let why = if tp_was_chosen { " (tp not given: all GPUs of a node)" } else { "" };
     writeln!(
         out,
-        "tp {} × pp {} × dp {} = {} on {}, family {}{why}\n",
+        "tp {} × pp {} × dp {} = {} on {}, family {}{why}",
         mesh.tp(),
         mesh.pp(),
         mesh.dp(),
@@ -90,6 +90,11 @@ fn print_plan(
         escaped(machine.about()),
         escaped(&plan.family),
     )?;
+    if let Some(path) = plan.narrowest_path {
+        let width = Bandwidth::new(path.bytes_per_second);
+        writeln!(out, "tensor-parallel groups are connected by {} at {width} or more", path.kind)?;
+    }
+    writeln!(out)?;
     print_ranks(plan, uses, out)?;
     writeln!(out)?;
     let rows = collectives(plan).into_iter().map(|collective| {
@@ -111,7 +116,7 @@ fn print_plan(
     if !plan.warnings.is_empty() {
         writeln!(out)?;
     }
-    print_answer(plan, uses, out)
+    Ok(())
 }
 
 fn print_ranks(plan: &Plan, uses: &[MemoryUse], out: &mut dyn Write) -> Result<(), Failure> {
@@ -142,7 +147,7 @@ fn print_ranks(plan: &Plan, uses: &[MemoryUse], out: &mut dyn Write) -> Result<(
 }
 
 fn print_answer(plan: &Plan, uses: &[MemoryUse], out: &mut dyn Write) -> Result<(), Failure> {
-    let largest = plan.ranks.iter().zip(uses).max_by_key(|(_, used)| used.weights);
+    let largest = plan.ranks.iter().zip(uses).rev().max_by_key(|(_, used)| used.weights);
     let Some((place, used)) = largest else { return Ok(()) };
     if place.memory_pool.is_some() {
         let all: u64 = uses.iter().map(|used| used.weights).sum();
@@ -201,6 +206,7 @@ fn as_json(plan: &Plan, uses: &[MemoryUse]) -> Result<serde_json::Value, Failure
         "family": plan.family,
         "topology": plan.topology,
         "mesh": plan.mesh,
+        "narrowest_path": plan.narrowest_path,
         "stages": plan.stages,
         "ranks": ranks,
         "collectives": collectives,

@@ -10,6 +10,7 @@ use crate::{
 use serde_json::json;
 use shardwright_planner::{
     quote::escaped,
+    size::Size,
     topology::{Topology, builtins},
 };
 use std::{fmt::Write as _, io::Write};
@@ -53,7 +54,7 @@ fn show(machine: &Topology, out: &mut dyn Write) -> Result<(), Failure> {
         "{nodes} of {} {}, {} of memory each{bandwidth}",
         machine.gpus_per_node(),
         escaped(machine.kind()),
-        figures::bytes(machine.memory_bytes()),
+        Size(machine.memory_bytes()),
     )?;
     writeln!(out, "\nconnections of a node, one direction")?;
     let edges = machine.edges().map(|(from, to, kind, bandwidth)| {

@@ -6,7 +6,10 @@
 
 mod groups;
 
-use crate::{mesh::Mesh, topology::Topology};
+use crate::{
+    mesh::Mesh,
+    topology::{EdgeKind, Topology},
+};
 
 /// Which GPU each rank runs on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,14 +81,19 @@ pub fn place(topology: &Topology, mesh: Mesh) -> Result<Placement, PlacementErro
     Ok(Placement { gpu_of_rank: (0..ranks as usize).collect() })
 }
 
-/// Bytes per second of the narrowest path between any two GPUs of the tensor-parallel group that `rank` belongs to; `None`
-/// for a group of one.
-pub fn group_bandwidth(topology: &Topology, mesh: Mesh, placement: &Placement, rank: u32) -> Option<u64> {
+/// The narrowest path between any two GPUs of the tensor-parallel group that `rank` belongs to, in bytes per second and with
+/// the kind of its narrowest part; `None` for a group of one.
+pub fn group_path(
+    topology: &Topology,
+    mesh: Mesh,
+    placement: &Placement,
+    rank: u32,
+) -> Option<(u64, EdgeKind)> {
     let first = rank - mesh.coordinates(rank).tp;
     let members: Vec<usize> = (first..first + mesh.tp()).map(|rank| placement.gpu_of_rank(rank)).collect();
     let pairs =
         members.iter().enumerate().flat_map(|(at, &a)| members[at + 1..].iter().map(move |&b| (a, b)));
-    pairs.filter_map(|(a, b)| topology.widest_path(a, b)).map(|(bandwidth, _)| bandwidth).min()
+    pairs.filter_map(|(a, b)| topology.widest_path(a, b)).min()
 }
 
 #[cfg(test)]
@@ -134,9 +142,9 @@ mod tests {
         assert_eq!(groups(&two, 1, 1, 16)[0].len(), 16);
         let mesh = Mesh::new(1, 2, 4).unwrap();
         let placement = place(&l40s, mesh).unwrap();
-        assert_eq!(group_bandwidth(&l40s, mesh, &placement, 5), Some(31_500_000_000));
+        assert_eq!(group_path(&l40s, mesh, &placement, 5), Some((31_500_000_000, EdgeKind::Pcie)));
         let one = Mesh::new(1, 1, 1).unwrap();
-        assert_eq!(group_bandwidth(&l40s, one, &place(&l40s, one).unwrap(), 0), None);
+        assert_eq!(group_path(&l40s, one, &place(&l40s, one).unwrap(), 0), None);
     }
 
     #[test]
@@ -170,7 +178,7 @@ mod tests {
             prop_assert_eq!(used.len(), (pp * tp) as usize);
             let in_order = Placement { gpu_of_rank: (0..(pp * tp) as usize).collect() };
             let worst = |placement: &Placement| {
-                (0..pp * tp).filter_map(|rank| group_bandwidth(&topology, mesh, placement, rank)).min()
+                (0..pp * tp).filter_map(|rank| group_path(&topology, mesh, placement, rank)).map(|path| path.0).min()
             };
             prop_assert!(worst(&placement) >= worst(&in_order));
         }

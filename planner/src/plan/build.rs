@@ -1,18 +1,19 @@
 //! Making a plan.
 
 use super::{
-    document::{CheckpointIdentity, LayerRange, PLAN_VERSION, Plan, RankPlace, TensorGroup},
+    document::{CheckpointIdentity, LayerRange, PLAN_VERSION, PathWidth, Plan, RankPlace, TensorGroup},
     error::PlanError,
     stages::balance,
+    warnings,
 };
 use crate::{
     checkpoint::Catalog,
     graph::{ParameterGroup, group_parameters},
     mesh::Mesh,
     model::ModelSpec,
-    partition::Partition,
-    placement::{PlacementError, place},
+    placement::{Placement, PlacementError, group_path, place},
     rules::{Decision, Families, RuleError, StageRule, decide},
+    size::Size,
     topology::Topology,
 };
 use std::path::Path;
@@ -53,7 +54,15 @@ pub enum BuildError {
     /// The ranks could not be placed on GPUs.
     #[error(transparent)]
     Placement(#[from] PlacementError),
-    /// The plan does not fit or does not hold together.
+    /// The weights do not fit into the memory of the GPUs.
+    #[error("{error}")]
+    DoesNotFit {
+        /// Which memory, with the numbers.
+        error: PlanError,
+        /// What would fit.
+        help: String,
+    },
+    /// The plan does not hold together.
     #[error(transparent)]
     Plan(#[from] PlanError),
 }
@@ -65,6 +74,7 @@ impl BuildError {
             Self::Rules(error) => Some(error.help()),
             Self::TooManyStages { layers, .. } => Some(format!("--pp is at most {layers}")),
             Self::Placement(error) => error.help(),
+            Self::DoesNotFit { help, .. } => Some(help.clone()),
             Self::Plan(error) => error.help(),
         }
     }
@@ -80,6 +90,13 @@ impl BuildError {
 /// # Errors
 /// [`BuildError`] names the modules, ranks or GPUs and the numbers, and what would work.
 pub fn build(request: &PlanRequest<'_>) -> Result<Plan, BuildError> {
+    let plan = decided(request)?;
+    plan.check_fit().map_err(|error| BuildError::DoesNotFit { help: what_would_fit(request), error })?;
+    Ok(plan)
+}
+
+/// The plan, whether it fits or not.
+fn decided(request: &PlanRequest<'_>) -> Result<Plan, BuildError> {
     let PlanRequest { catalog, path, model, families, topology, mesh, uneven } = *request;
     let family = families.of(&model.model_type).ok_or_else(|| RuleError::UnknownModelType {
         model_type: model.model_type.clone(),
@@ -88,27 +105,18 @@ pub fn build(request: &PlanRequest<'_>) -> Result<Plan, BuildError> {
     let groups = group_parameters(catalog);
     let decisions = decide(&groups, model, family, mesh.tp(), uneven)?;
     let stages = balanced_stages(&groups, &decisions, model, mesh)?;
-    let warnings = warnings(&groups, &decisions, catalog, mesh);
+    let placement = place(topology, mesh)?;
+    let path_in_groups = narrowest_path(topology, mesh, &placement);
+    let mut warnings = warnings::of_decisions(&groups, &decisions, mesh);
+    warnings.extend(warnings::of_catalog(catalog));
+    warnings.extend(path_in_groups.and_then(|path| warnings::of_path(topology, mesh, path)));
 
     let mut decided: Vec<(ParameterGroup, Decision)> = groups.into_iter().zip(decisions).collect();
     // In the order of the family's rules, which is that of the model; a module's weight before its bias.
     decided.sort_by(|(a, a_decision), (b, b_decision)| {
         (a_decision.order, &a.module, &b.parameter).cmp(&(b_decision.order, &b.module, &a.parameter))
     });
-    let mut plan = Plan {
-        shardwright_plan: PLAN_VERSION,
-        checkpoint: CheckpointIdentity::of(catalog, path),
-        model: model.clone(),
-        family: family.name.clone(),
-        topology: topology.name().to_owned(),
-        mesh,
-        stages,
-        ranks: Vec::new(),
-        tensors: decided.into_iter().map(|(group, decision)| as_written(group, decision)).collect(),
-        warnings,
-    };
-    let placement = place(topology, mesh)?;
-    plan.ranks = (0..mesh.world_size())
+    let ranks = (0..mesh.world_size())
         .map(|rank| {
             let gpu = &topology.gpus()[placement.gpu_of_rank(rank)];
             RankPlace {
@@ -120,9 +128,61 @@ pub fn build(request: &PlanRequest<'_>) -> Result<Plan, BuildError> {
             }
         })
         .collect();
+    let plan = Plan {
+        shardwright_plan: PLAN_VERSION,
+        checkpoint: CheckpointIdentity::of(catalog, path),
+        model: model.clone(),
+        family: family.name.clone(),
+        topology: topology.name().to_owned(),
+        mesh,
+        narrowest_path: path_in_groups,
+        stages,
+        ranks,
+        tensors: decided.into_iter().map(|(group, decision)| as_written(group, decision)).collect(),
+        warnings,
+    };
     plan.check()?;
-    plan.check_fit()?;
     Ok(plan)
+}
+
+/// The smallest larger tensor-parallel group that fits, or how many GPUs the weights need at least.
+fn what_would_fit(request: &PlanRequest<'_>) -> String {
+    let PlanRequest { catalog, topology, mesh, .. } = *request;
+    let shared = topology.gpus().first().is_some_and(|gpu| topology.shared_pool(gpu).is_some());
+    let gpus = u32::try_from(topology.gpus().len()).unwrap_or(u32::MAX);
+    for tp in (mesh.tp() + 1)..=(gpus / (mesh.pp() * mesh.dp())) {
+        let Ok(mesh) = Mesh::new(mesh.dp(), mesh.pp(), tp) else { break };
+        let larger = PlanRequest { mesh, ..*request };
+        if let Ok(plan) = decided(&larger)
+            && plan.check_fit().is_ok()
+        {
+            return format!("--tp {tp} fits on {}", topology.name());
+        }
+    }
+    let total = catalog.tensor_bytes().saturating_mul(u64::from(mesh.dp()));
+    let memory = topology.memory_bytes();
+    if shared {
+        return format!(
+            "{} of weights need a machine with more memory than {}; `shardwright topology list` names some",
+            Size(total),
+            Size(memory)
+        );
+    }
+    format!(
+        "{} of weights need at least {} GPUs of {}: plan for more of them with --nodes, or for larger ones",
+        Size(total),
+        total.div_ceil(memory.max(1)),
+        Size(memory)
+    )
+}
+
+/// The narrowest of all paths inside tensor-parallel groups.
+fn narrowest_path(topology: &Topology, mesh: Mesh, placement: &Placement) -> Option<PathWidth> {
+    (0..mesh.world_size())
+        .step_by(mesh.tp() as usize)
+        .filter_map(|rank| group_path(topology, mesh, placement, rank))
+        .min_by_key(|(bandwidth, _)| *bandwidth)
+        .map(|(bytes_per_second, kind)| PathWidth { kind, bytes_per_second })
 }
 
 fn as_written(group: ParameterGroup, decision: Decision) -> TensorGroup {
@@ -167,63 +227,4 @@ fn balanced_stages(
     }
     balance(&layers, first, last, mesh.pp())
         .ok_or(BuildError::TooManyStages { layers: model.layers, pp: mesh.pp() })
-}
-
-/// Everything odd: what the rules say, slices that differ or are empty, padding, tensors that no index lists.
-fn warnings(groups: &[ParameterGroup], decisions: &[Decision], catalog: &Catalog, mesh: Mesh) -> Vec<String> {
-    let mut warnings = Vec::new();
-    for (group, decision) in groups.iter().zip(decisions) {
-        let name = group.collapsed();
-        let total = group.bytes_each().saturating_mul(group.blocks.len() as u64);
-        if let Some(warning) = &decision.warning {
-            let cost = match decision.partition {
-                Partition::Replicated if mesh.tp() > 1 => format!(" ({} on each rank)", in_mib(total)),
-                _ => String::new(),
-            };
-            warnings.push(format!("{warning}{cost}"));
-        }
-        let Ok(slices) = decision.partition.slices(&group.shape, mesh.tp()) else { continue };
-        let Partition::Split(split) = &decision.partition else { continue };
-        let rows = |slice: &crate::partition::Slice| slice.shape[split.dim];
-        let held: Vec<u64> = slices.iter().map(|slice| slice.as_ref().map_or(0, rows)).collect();
-        let (most, least) = (held.iter().max().copied(), held.iter().min().copied());
-        if most != least {
-            let most = most.unwrap_or(0);
-            let even = total / u64::from(mesh.tp());
-            let largest = u128::from(total) * u128::from(most) / u128::from(group.shape[split.dim]);
-            let more = u64::try_from(largest).unwrap_or(u64::MAX).saturating_sub(even);
-            warnings.push(format!(
-                "{name} is dealt unevenly: ranks hold {} to {most} of {} (the largest {} more than an even share)",
-                least.unwrap_or(0),
-                group.shape[split.dim],
-                in_mib(more)
-            ));
-        }
-        let padding: u64 = slices.iter().flatten().map(|slice| slice.padding).sum();
-        if padding > 0 {
-            warnings
-                .push(format!("{name} is padded with {padding} rows of zeros to divide by tp {}", mesh.tp()));
-        }
-        let copies =
-            slices.iter().flatten().flat_map(|slice| &slice.pieces).map(|piece| piece.replicas).max();
-        if let Some(copies @ 2..) = copies {
-            warnings.push(format!(
-                "{name}: {copies} ranks hold each kv head, for there are fewer heads than ranks ({} in all instead of {})",
-                in_mib(total.saturating_mul(u64::from(copies))),
-                in_mib(total)
-            ));
-        }
-    }
-    if catalog.unlisted() > 0 {
-        warnings.push(format!(
-            "{} tensors in the files are not in the index and are left out",
-            catalog.unlisted()
-        ));
-    }
-    warnings
-}
-
-#[allow(clippy::cast_precision_loss)]
-fn in_mib(bytes: u64) -> String {
-    format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20))
 }

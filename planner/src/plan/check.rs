@@ -136,7 +136,7 @@ impl Plan {
         }
         for (pool, (needs, has, ranks)) in pools {
             if needs > has {
-                let who = format!("{ranks} ranks");
+                let who = if ranks == 1 { "1 rank".to_owned() } else { format!("{ranks} ranks") };
                 return Err(PlanError::DoesNotFit { memory: pool.to_owned(), who, needs, has });
             }
         }

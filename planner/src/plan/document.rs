@@ -8,6 +8,7 @@ use crate::{
     model::ModelSpec,
     partition::Partition,
     rules::{Role, StageRule},
+    topology::EdgeKind,
     yaml,
 };
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,9 @@ pub struct Plan {
     pub topology: String,
     /// Sizes of the axes.
     pub mesh: Mesh,
+    /// The narrowest path between two GPUs of one tensor-parallel group; absent for groups of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub narrowest_path: Option<PathWidth>,
     /// The layers of each pipeline stage.
     pub stages: Vec<LayerRange>,
     /// Where each rank runs, in the order of the ranks.
@@ -67,6 +71,16 @@ pub struct FileIdentity {
     pub bytes: u64,
     /// SHA-256 of its header, the length included, in hexadecimal.
     pub header_sha256: String,
+}
+
+/// How wide a path between two GPUs is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PathWidth {
+    /// What its narrowest part is.
+    pub kind: EdgeKind,
+    /// In one direction.
+    pub bytes_per_second: u64,
 }
 
 /// A run of layers, `start..stop`.

@@ -1,6 +1,6 @@
 //! What can be wrong with a plan.
 
-use crate::{mesh::Mesh, partition::PartitionError, quote::quote};
+use crate::{mesh::Mesh, partition::PartitionError, quote::quote, size::Size};
 use std::{io, path::PathBuf};
 
 /// Why a plan cannot be used, whatever the checkpoint.
@@ -111,10 +111,7 @@ pub enum PlanError {
         source: PartitionError,
     },
     /// A memory too small for what is placed there.
-    #[error(
-        "does not fit: {} needs {:.2} GiB for the weights of {who}, but has {:.2} GiB",
-        quote(memory), gib(*needs), gib(*has)
-    )]
+    #[error("does not fit: {} has {}, but the weights of {who} need {}", quote(memory), Size(*has), Size(*needs))]
     DoesNotFit {
         /// The GPU, or the memory that several share.
         memory: String,
@@ -165,9 +162,7 @@ impl PlanError {
     pub fn help(&self) -> Option<String> {
         let help = match self {
             Self::Read { .. } => return None,
-            Self::DoesNotFit { .. } => {
-                "use more GPUs (a larger --tp or --pp), or GPUs with more memory; --topology host plans on this machine's RAM"
-            }
+            Self::DoesNotFit { .. } => "use more GPUs (a larger --tp or --pp), or GPUs with more memory",
             Self::Unwritable { .. } => "give the checkpoint a path that is UTF-8 text",
             _ => "the plan was edited or damaged; make it anew with `shardwright plan`",
         };
@@ -180,10 +175,4 @@ impl StaleError {
     pub fn help(&self) -> String {
         "make the plan anew with `shardwright plan`, or give the checkpoint that was planned with --checkpoint".to_owned()
     }
-}
-
-/// Bytes in GiB, for messages.
-#[allow(clippy::cast_precision_loss)]
-fn gib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 30)
 }

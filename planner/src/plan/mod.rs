@@ -10,11 +10,12 @@ mod document;
 mod error;
 mod slices;
 mod stages;
+mod warnings;
 
 pub use build::{BuildError, PlanRequest, build};
 pub use check::MAX_TENSORS;
 pub use document::{
-    CheckpointIdentity, FileIdentity, LayerRange, PLAN_VERSION, Plan, RankPlace, TensorGroup,
+    CheckpointIdentity, FileIdentity, LayerRange, PLAN_VERSION, PathWidth, Plan, RankPlace, TensorGroup,
 };
 pub use error::{PlanError, StaleError};
 pub use slices::RankTensor;

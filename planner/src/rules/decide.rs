@@ -318,7 +318,9 @@ fn why(term: Dimension, refused: &Indivisible, context: &Context<'_>) -> String 
             format!("{kv} kv heads do not divide by {tp}, nor can {tp} ranks share them evenly")
         }
         Dimension::Hidden | Dimension::Intermediate | Dimension::HeadSize | Dimension::Vocabulary => {
-            format!("{} in units of {} does not divide by {tp}", spec.size_of(term).1, refused.unit)
+            let units =
+                if refused.unit > 1 { format!(" in units of {}", refused.unit) } else { String::new() };
+            format!("{}{units} does not divide by {tp}", spec.size_of(term).1)
         }
     }
 }

@@ -124,8 +124,8 @@ impl Topology {
     /// The name of the memory that `gpu` shares with the others of its node, if it does.
     pub fn shared_pool(&self, gpu: &Gpu) -> Option<String> {
         self.shared_memory.then(|| match self.nodes {
-            1 => "memory".to_owned(),
-            _ => format!("node{}/memory", gpu.node),
+            1 => "shared memory".to_owned(),
+            _ => format!("shared memory of node{}", gpu.node),
         })
     }
 

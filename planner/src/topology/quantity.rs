@@ -40,6 +40,11 @@ impl Bytes {
 }
 
 impl Bandwidth {
+    /// `bytes` bytes per second.
+    pub fn new(bytes: u64) -> Self {
+        Self(bytes)
+    }
+
     /// Bytes per second.
     pub fn bytes_per_second(self) -> u64 {
         self.0

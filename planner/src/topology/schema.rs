@@ -212,7 +212,7 @@ impl fmt::Display for EdgeKind {
         f.write_str(match self {
             Self::Nvlink => "NVLink",
             Self::Pcie => "PCIe",
-            Self::Socket => "socket",
+            Self::Socket => "socket link",
             Self::Memory => "memory",
             Self::Network => "network",
         })
