@@ -284,3 +284,8 @@ fn flip_byte(schedule: &Schedule, memory: &mut dyn DeviceMemory) -> Result<(), D
     memory.write(block, tensor.offset, 1)?;
     memory.finish()
 }
+
+#[cfg(test)]
+pub(crate) fn copy_for_test(rows: Rows, file: usize, source: &dyn Source, memory: &mut dyn DeviceMemory) {
+    assert!(copy(rows, file, source, memory, &mut Vec::new()).is_ok());
+}

@@ -4,7 +4,7 @@ use super::rows::Rows;
 use shardwright_planner::{
     checkpoint::{Catalog, Dtype, TensorEntry},
     cost::placed_bytes,
-    partition::TensorBox,
+    partition::{Slice, TensorBox},
     plan::{Plan, PlanError, RankTensor},
     quote::quote,
 };
@@ -41,6 +41,21 @@ pub struct PlacedTensor {
     pub bytes: u64,
     /// What is copied into it.
     pub pieces: Vec<ScheduledPiece>,
+    /// The rows of zeros in it that exist in no file, if there are any.
+    pub padding: Option<Padding>,
+}
+
+/// Rows of zeros in a rank's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Padding {
+    /// First byte, counted from the beginning of the rank's memory.
+    pub at: u64,
+    /// Bytes from the beginning of one run to the next.
+    pub stride: u64,
+    /// Bytes of each run; at least 1.
+    pub run_bytes: u64,
+    /// How many runs; at least 1.
+    pub runs: u64,
 }
 
 /// One box of a tensor's slice.
@@ -158,6 +173,7 @@ fn place_tensor(
         });
         row += piece.region.shape().get(slice.dim).copied().unwrap_or(0);
     }
+    let padding = padding_of(&slice, offset, bits);
     Ok(PlacedTensor {
         name,
         id,
@@ -168,7 +184,22 @@ fn place_tensor(
         shape: slice.shape,
         offset,
         pieces,
+        padding,
     })
+}
+
+/// Where the padding of a slice lies: the last rows of its split dimension.
+fn padding_of(slice: &Slice, offset: u64, bits: u64) -> Option<Padding> {
+    let (outer, rest) = slice.shape.split_at_checked(slice.dim)?;
+    let (&rows, inner) = rest.split_first()?;
+    let row_bytes = inner.iter().product::<u64>() * bits / 8;
+    let padding = Padding {
+        at: offset + (rows - slice.padding) * row_bytes,
+        stride: rows * row_bytes,
+        run_bytes: slice.padding * row_bytes,
+        runs: outer.iter().product(),
+    };
+    (padding.run_bytes > 0 && padding.runs > 0).then_some(padding)
 }
 
 /// The rows of one box of a tensor, which begins at index `row` of dimension `dim` of the slice.

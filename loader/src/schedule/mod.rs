@@ -6,5 +6,5 @@
 mod copies;
 mod rows;
 
-pub use copies::{PlacedTensor, Schedule, ScheduleError, ScheduledPiece};
+pub use copies::{Padding, PlacedTensor, Schedule, ScheduleError, ScheduledPiece};
 pub use rows::Rows;

@@ -1,6 +1,6 @@
 //! A rank's own bytes against the bytes that its boxes have in the files.
 
-use super::{Mismatch, Verification, Verified, VerifyError, piece_on_device, strips};
+use super::{Mismatch, Verification, Verified, VerifyError, padding, piece_on_device, strips, sums::Wrong};
 use crate::{
     collective::{Communicator, Reduce},
     fingerprint::{Fingerprint, seed_of},
@@ -8,8 +8,6 @@ use crate::{
     source::{Source, SourceError},
 };
 use shardwright_planner::checkpoint::ByteRange;
-
-use super::sums::Wrong;
 
 /// Bytes of a file that are read at a time.
 const STEP: u64 = 4 << 20;
@@ -79,6 +77,9 @@ fn own_sums(
         expected.merge(piece_in_file(this.source, tensor, piece)?);
         found.merge(piece_on_device(this.memory, tensor, piece)?);
     }
+    let (zeros, lies_there) = padding(this.memory, tensor)?;
+    expected.merge(zeros);
+    found.merge(lies_there);
     Ok((expected, found))
 }
 

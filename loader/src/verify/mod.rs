@@ -141,6 +141,34 @@ fn strips(tensor: &PlacedTensor, piece: &ScheduledPiece) -> Vec<Strip> {
         .collect()
 }
 
+/// The fingerprints of a tensor's padding: what zeros have, and what lies in the rank's memory. Both are of the slice's own
+/// coordinates, for the padding has none in the tensor.
+fn padding(
+    memory: &dyn DeviceMemory,
+    tensor: &PlacedTensor,
+) -> Result<(Fingerprint, Fingerprint), DeviceError> {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let (mut expected, seed) = (Fingerprint::default(), seed_of(&tensor.name));
+    let Some(padding) = tensor.padding else { return Ok((expected, expected)) };
+    let strip = Strip {
+        at: padding.at,
+        at_stride: padding.stride,
+        in_tensor: padding.at - tensor.offset,
+        in_tensor_stride: padding.stride,
+        run_bytes: padding.run_bytes,
+        runs: padding.runs,
+    };
+    for run in 0..strip.runs {
+        let begin = strip.in_tensor + run * strip.in_tensor_stride;
+        for done in (0..strip.run_bytes).step_by(ZEROS.len()) {
+            let bytes =
+                usize::try_from(strip.run_bytes - done).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
+            expected.add(seed, begin + done, &ZEROS[..bytes]);
+        }
+    }
+    Ok((expected, memory.fingerprint(seed, &[strip])?))
+}
+
 /// The fingerprint of a piece, from the rank's memory.
 fn piece_on_device(
     memory: &dyn DeviceMemory,

@@ -1,6 +1,6 @@
 //! The sum over ranks against the fingerprint of the file.
 
-use super::{Verification, VerifyError, piece_on_device};
+use super::{Verification, VerifyError, padding, piece_on_device};
 use crate::{
     collective::{Communicator, Reduce},
     fingerprint::{Fingerprint, seed_of},
@@ -47,14 +47,17 @@ pub(super) fn compare(
     let count = this.catalog.tensors().len();
     let mut found = vec![Fingerprint::default(); count];
     let mut device_bytes = 0;
+    let mut expected = share_of_files(this, communicator.rank(), communicator.world_size())?;
     for tensor in &this.schedule.tensors {
         for piece in tensor.pieces.iter().filter(|piece| piece.replica == 0) {
             let sum = piece_on_device(this.memory, tensor, piece)?;
             device_bytes += sum.bytes();
             found[tensor.id].merge(sum);
         }
+        let (zeros, lies_there) = padding(this.memory, tensor)?;
+        expected[tensor.id].merge(zeros);
+        found[tensor.id].merge(lies_there);
     }
-    let expected = share_of_files(this, communicator.rank(), communicator.world_size())?;
 
     let mut limbs: Vec<u64> = found.iter().chain(&expected).flat_map(|sum| sum.to_limbs()).collect();
     communicator.all_reduce(&mut limbs, Reduce::Sum)?;

@@ -97,6 +97,20 @@ proptest! {
                 }
             }
             prop_assert_eq!(&memory[256..], &expected);
+            // What no row fills is the padding, and the padding is what no row fills.
+            let copied: u64 = placed.pieces.iter().map(ScheduledPiece::bytes).sum();
+            let padded = placed.padding.map_or(0, |padding| padding.runs * padding.run_bytes);
+            prop_assert_eq!(copied + padded, placed.bytes);
+            if let Some(padding) = placed.padding {
+                for run in 0..padding.runs {
+                    let at = usize::try_from(padding.at + run * padding.stride).unwrap();
+                    let bytes = usize::try_from(padding.run_bytes).unwrap();
+                    prop_assert!(memory[at..at + bytes].iter().all(|&byte| byte == 0));
+                    memory[at..at + bytes].fill(255);
+                }
+                let marked = memory.iter().filter(|&&byte| byte == 255).count();
+                prop_assert_eq!(marked as u64, padded);
+            }
             for piece in &placed.pieces {
                 prop_assert!((piece.replicas / 2..piece.replicas).contains(&piece.replica));
             }
