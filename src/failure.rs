@@ -5,9 +5,11 @@ use shardwright_loader::{
 };
 use shardwright_planner::{
     checkpoint::CatalogError,
+    cost::FitError,
     mesh::MeshError,
     model::ConfigError,
-    plan::{BuildError, PlanError, StaleError},
+    plan::{PlanError, StaleError},
+    planning::BuildError,
     rules::FamilyError,
     topology::TopologyError,
 };
@@ -124,6 +126,12 @@ impl From<PlanError> for Failure {
             _ => Kind::No,
         };
         Self::new(kind, &error).with_help(error.help())
+    }
+}
+
+impl From<FitError> for Failure {
+    fn from(error: FitError) -> Self {
+        Self::new(Kind::No, &error).with_help(error.help())
     }
 }
 

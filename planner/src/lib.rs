@@ -11,8 +11,9 @@
 //! 4. [`rules`]: modules → logical partitions, families as data
 //! 5. [`partition`]: the algebra: who holds which box of a tensor
 //! 6. [`topology`] and [`placement`]: the machine, and ranks onto its GPUs
-//! 7. [`cost`]: bytes per GPU and the collectives a layer needs
-//! 8. [`plan`]: the document that carries the decisions, its checks, and the slices derived from it
+//! 7. [`plan`]: the document that carries the decisions, its checks, and the slices derived from it
+//! 8. [`cost`]: bytes per GPU, whether they fit, and the collectives a layer needs
+//! 9. [`planning`]: all of it, from a catalog to a plan that fits
 #![deny(unsafe_code)]
 
 pub mod checkpoint;
@@ -23,6 +24,7 @@ pub mod model;
 pub mod partition;
 pub mod placement;
 pub mod plan;
+pub mod planning;
 pub mod quote;
 pub mod rules;
 pub mod size;

@@ -3,12 +3,12 @@
 use crate::{cli::Check, failure::Failure, figures, inputs::plan_and_checkpoint, output::print_json};
 use serde_json::json;
 use shardwright_loader::schedule::Schedule;
-use shardwright_planner::size::Size;
+use shardwright_planner::{cost::check_fit, size::Size};
 use std::io::Write;
 
 pub(crate) fn run(args: &Check, out: &mut dyn Write) -> Result<(), Failure> {
     let (plan, catalog) = plan_and_checkpoint(&args.file)?;
-    plan.check_fit()?;
+    check_fit(&plan)?;
     // What each rank would copy, without copying it.
     let world = plan.mesh.world_size();
     let (mut copied, mut tensors) = (0u64, 0u64);

@@ -10,7 +10,7 @@ use crate::{
 use shardwright_planner::{
     mesh::Mesh,
     model::{CONFIG_NAME, read_config},
-    plan::{PlanRequest, build},
+    planning::{PlanRequest, build},
     rules::Families,
     topology::{HostFacts, Topology, builtin},
 };

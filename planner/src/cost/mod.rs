@@ -3,7 +3,9 @@
 //! In comes a plan; out go numbers. It decides nothing.
 
 mod collectives;
+mod fit;
 mod memory;
 
 pub use collectives::{Collective, collectives};
+pub use fit::{FitError, check_fit};
 pub use memory::{MemoryUse, TENSOR_ALIGNMENT, memory_per_rank, placed_bytes};

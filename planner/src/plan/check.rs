@@ -6,12 +6,11 @@ use super::{
 };
 use crate::{
     checkpoint::Catalog,
-    cost::memory_per_rank,
     graph::{NamePattern, PatternPart},
     partition::{Partition, PartitionError},
     rules::StageRule,
 };
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 /// Most tensors a plan may stand for; DeepSeek-V3 has 91,991.
 pub const MAX_TENSORS: u64 = 4_000_000;
@@ -108,39 +107,6 @@ impl Plan {
             split.check_bytes(&group.shape, bits).map_err(wrong)?;
         }
         self.slices_of(group).map(drop)
-    }
-
-    /// Checks that the weights fit the memories they are placed in.
-    ///
-    /// # Errors
-    /// [`PlanError::DoesNotFit`] names the first memory that is too small.
-    pub fn check_fit(&self) -> Result<(), PlanError> {
-        let uses = memory_per_rank(self)?;
-        let mut pools: BTreeMap<&str, (u64, u64, u64)> = BTreeMap::new();
-        for (place, used) in self.ranks.iter().zip(&uses) {
-            let Some(pool) = &place.memory_pool else {
-                if used.weights > place.memory_bytes {
-                    return Err(PlanError::DoesNotFit {
-                        memory: place.gpu.clone(),
-                        who: format!("rank {}", place.rank),
-                        needs: used.weights,
-                        has: place.memory_bytes,
-                    });
-                }
-                continue;
-            };
-            let (needs, has, ranks) = pools.entry(pool).or_insert((0, place.memory_bytes, 0));
-            *needs = needs.saturating_add(used.weights);
-            *has = (*has).min(place.memory_bytes);
-            *ranks += 1;
-        }
-        for (pool, (needs, has, ranks)) in pools {
-            if needs > has {
-                let who = if ranks == 1 { "1 rank".to_owned() } else { format!("{ranks} ranks") };
-                return Err(PlanError::DoesNotFit { memory: pool.to_owned(), who, needs, has });
-            }
-        }
-        Ok(())
     }
 
     /// Checks that the checkpoint is the one that was planned: the same files, and tensor by tensor what the plan says.

@@ -1,6 +1,6 @@
 //! What can be wrong with a plan.
 
-use crate::{mesh::Mesh, partition::PartitionError, quote::quote, size::Size};
+use crate::{mesh::Mesh, partition::PartitionError, quote::quote};
 use std::{io, path::PathBuf};
 
 /// Why a plan cannot be used, whatever the checkpoint.
@@ -110,18 +110,6 @@ pub enum PlanError {
         /// What does not fit.
         source: PartitionError,
     },
-    /// A memory too small for what is placed there.
-    #[error("does not fit: {} has {}, but the weights of {who} need {}", quote(memory), Size(*has), Size(*needs))]
-    DoesNotFit {
-        /// The GPU, or the memory that several share.
-        memory: String,
-        /// `rank 3`, or how many ranks.
-        who: String,
-        /// Bytes of weights.
-        needs: u64,
-        /// Bytes of memory.
-        has: u64,
-    },
 }
 
 /// Why a plan is not, or no longer, one for the checkpoint.
@@ -162,7 +150,6 @@ impl PlanError {
     pub fn help(&self) -> Option<String> {
         let help = match self {
             Self::Read { .. } => return None,
-            Self::DoesNotFit { .. } => "use more GPUs (a larger --tp or --pp), or GPUs with more memory",
             Self::Unwritable { .. } => "give the checkpoint a path that is UTF-8 text",
             _ => "the plan was edited or damaged; make it anew with `shardwright plan`",
         };

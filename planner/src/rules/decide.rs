@@ -1,7 +1,7 @@
 //! Applying a family's rules to a checkpoint's parameter groups.
 
 use super::{
-    error::RuleError,
+    error::{Failure, RuleError},
     family::Family,
     role::{Role, StageRule},
     rule::Rule,
@@ -32,15 +32,6 @@ pub struct Decision {
     pub order: usize,
     /// What is odd about it.
     pub warning: Option<String>,
-}
-
-/// A module that cannot be split evenly.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// Its collapsed name.
-    pub module: String,
-    /// What does not divide by what.
-    pub reason: String,
 }
 
 /// What decisions depend on, beside the tensors.

@@ -1,7 +1,15 @@
 //! Why modules could not be given partitions.
 
-use super::decide::Failure;
 use crate::quote::quote;
+
+/// A module that cannot be split evenly.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Its collapsed name.
+    pub module: String,
+    /// What does not divide by what.
+    pub reason: String,
+}
 
 /// Why the rules could not decide every module.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -10,8 +10,8 @@ mod family;
 mod role;
 mod rule;
 
-pub use decide::{Decision, Failure, decide};
-pub use error::RuleError;
+pub use decide::{Decision, decide};
+pub use error::{Failure, RuleError};
 pub use family::{Families, Family, FamilyError};
 pub use role::{Role, StageRule};
 pub use rule::{Rule, RuleParseError};

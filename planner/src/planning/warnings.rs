@@ -1,11 +1,11 @@
 //! Whatever is odd about a plan and a person should know, with its cost.
 
-use super::document::PathWidth;
 use crate::{
     checkpoint::Catalog,
     graph::ParameterGroup,
     mesh::Mesh,
     partition::{Partition, Slice},
+    plan::PathWidth,
     rules::Decision,
     size::Size,
     topology::{Bandwidth, Topology},

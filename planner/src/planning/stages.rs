@@ -1,6 +1,6 @@
 //! Cutting the layers into pipeline stages of about the same number of bytes.
 
-use super::document::LayerRange;
+use crate::plan::LayerRange;
 
 /// Cuts layers of `layer_bytes` bytes into `stages` runs, of which the first also holds `first_bytes` and the last
 /// `last_bytes`. The largest stage is as small as it can be; among such cuts, each stage in turn takes what comes closest

@@ -1,17 +1,22 @@
 //! Making a plan.
+//!
+//! In come the catalog, the model, the families, the topology and a mesh; out comes a [`Plan`] that fits, or why there is none
+//! and what would fit. It ties the rooms below together and decides nothing that they could.
 
-use super::{
-    document::{CheckpointIdentity, LayerRange, PLAN_VERSION, PathWidth, Plan, RankPlace, TensorGroup},
-    error::PlanError,
-    stages::balance,
-    warnings,
-};
+mod stages;
+mod warnings;
+
+use self::stages::balance;
 use crate::{
     checkpoint::Catalog,
+    cost::{FitError, check_fit},
     graph::{ParameterGroup, group_parameters},
     mesh::Mesh,
     model::ModelSpec,
     placement::{Placement, PlacementError, group_path, place},
+    plan::{
+        CheckpointIdentity, LayerRange, PLAN_VERSION, PathWidth, Plan, PlanError, RankPlace, TensorGroup,
+    },
     rules::{Decision, Families, RuleError, StageRule, decide},
     size::Size,
     topology::Topology,
@@ -58,7 +63,7 @@ pub enum BuildError {
     #[error("{error}")]
     DoesNotFit {
         /// Which memory, with the numbers.
-        error: PlanError,
+        error: FitError,
         /// What would fit.
         help: String,
     },
@@ -91,7 +96,7 @@ impl BuildError {
 /// [`BuildError`] names the modules, ranks or GPUs and the numbers, and what would work.
 pub fn build(request: &PlanRequest<'_>) -> Result<Plan, BuildError> {
     let plan = decided(request)?;
-    plan.check_fit().map_err(|error| BuildError::DoesNotFit { help: what_would_fit(request), error })?;
+    check_fit(&plan).map_err(|error| BuildError::DoesNotFit { help: what_would_fit(request), error })?;
     Ok(plan)
 }
 
@@ -154,7 +159,7 @@ fn what_would_fit(request: &PlanRequest<'_>) -> String {
         let Ok(mesh) = Mesh::new(mesh.dp(), mesh.pp(), tp) else { break };
         let larger = PlanRequest { mesh, ..*request };
         if let Ok(plan) = decided(&larger)
-            && plan.check_fit().is_ok()
+            && check_fit(&plan).is_ok()
         {
             return format!("--tp {tp} fits on {}", topology.name());
         }
