@@ -126,7 +126,7 @@ fn print_ranks(ranks: &[LoadedRank], elapsed: Duration, out: &mut dyn Write) -> 
     let load = ranks.iter().map(|rank| rank.figures.load).max().unwrap_or_default();
     writeln!(
         out,
-        "\nloaded {} on {} in {:.2} s, {:.2} GB/s; {:.2} s in all",
+        "\nloaded {} on {} into host memory in {:.2} s, {:.2} GB/s; {:.2} s in all",
         Size(bytes),
         figures::count(ranks.len() as u64, "rank"),
         load.as_secs_f64(),

@@ -15,6 +15,9 @@ use std::collections::{HashMap, HashSet};
 /// Most tensors a plan may stand for; DeepSeek-V3 has 91,991.
 pub const MAX_TENSORS: u64 = 4_000_000;
 
+/// Most slices that are computed to check a plan: over all groups, those of each segment for each rank.
+const MAX_SLICES: u64 = 1 << 24;
+
 /// Most bytes a tensor may have: no sum over [`MAX_TENSORS`] of them overflows.
 const MAX_TENSOR_BYTES: u64 = 1 << 41;
 
@@ -35,6 +38,14 @@ impl Plan {
         let count = self.tensors.iter().map(TensorGroup::count).fold(0, u64::saturating_add);
         if count > MAX_TENSORS {
             return Err(PlanError::TooManyTensors { most: MAX_TENSORS });
+        }
+        let segments = |group: &TensorGroup| match &group.partition {
+            Partition::Split(split) => 1 + split.segments.len() as u64,
+            Partition::Replicated | Partition::FirstRank => 1,
+        };
+        let slices = self.tensors.iter().map(segments).sum::<u64>().saturating_mul(self.mesh.tp().into());
+        if slices > MAX_SLICES {
+            return Err(PlanError::TooManySlices { most: MAX_SLICES });
         }
         for group in &self.tensors {
             self.check_group(group)?;
@@ -155,5 +166,60 @@ fn check_files(planned: &[FileIdentity], found: &[FileIdentity]) -> Result<(), S
     match found.iter().find(|now| planned.iter().all(|file| file.name != now.name)) {
         Some(new) => changed(format!("{:?} was not there", new.name)),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A plan of one rank with one tensor, in which `from` is replaced by `to`.
+    fn edited(from: &str, to: &str) -> Result<Plan, PlanError> {
+        let text = "shardwright_plan: 1
+checkpoint: { path: /x, files: [] }
+model: { model_type: llama, hidden: 8, intermediate: 8, layers: 1, query_heads: 1, kv_heads: 1, head_size: 8, vocabulary: 8, tied_embeddings: false }
+family: llama
+topology: host
+mesh: { tp: 1, pp: 1, dp: 1 }
+stages: [{ start: 0, stop: 1 }]
+ranks: [{ rank: 0, gpu: gpu0, kind: host, memory_bytes: 1 }]
+tensors:
+- { names: [a.w], dtype: F4, shape: [8, 8], role: column-parallel, stage: every, partition: { split: { dim: 1, segments: [{ groups: 4, unit: 2 }] } }, why: x }
+";
+        assert!(text.contains(from), "{from}");
+        Plan::from_yaml(&text.replace(from, to))
+    }
+
+    #[test]
+    fn a_sound_plan_is_read_and_written_alike() {
+        let plan = edited("llama", "llama").unwrap();
+        assert_eq!(Plan::from_yaml(&plan.to_yaml().unwrap()).unwrap(), plan);
+        let mut moved = plan.clone();
+        moved.checkpoint.path = "/y".into();
+        assert_eq!(moved.digest().unwrap(), plan.digest().unwrap());
+        moved.family = "other".to_owned();
+        assert_ne!(moved.digest().unwrap(), plan.digest().unwrap());
+    }
+
+    #[test]
+    fn more_work_than_any_plan_needs_is_refused_before_it_is_done() {
+        let segments = "{ groups: 1 }, ".repeat(300);
+        let world = 65_536;
+        let ranks: Vec<String> = (0..world)
+            .map(|rank| format!("{{ rank: {rank}, gpu: g{rank}, kind: x, memory_bytes: 1 }}"))
+            .collect();
+        let text = edited("llama", "llama").unwrap().to_yaml().unwrap();
+        let text = text.replace("  tp: 1", &format!("  tp: {world}"));
+        let mut plan: Plan = crate::yaml::from_str(&text).unwrap();
+        plan.ranks = crate::yaml::from_str(&format!("[{}]", ranks.join(","))).unwrap();
+        plan.tensors[0].partition =
+            crate::yaml::from_str(&format!("split: {{ dim: 1, segments: [{segments}] }}")).unwrap();
+        assert!(matches!(plan.check(), Err(PlanError::TooManySlices { .. })));
+    }
+
+    #[test]
+    fn a_cut_through_a_byte_is_refused() {
+        let odd = edited("{ groups: 4, unit: 2 }", "{ groups: 8 }");
+        assert!(matches!(odd, Err(PlanError::Partition { source: PartitionError::CutsByte { .. }, .. })));
     }
 }

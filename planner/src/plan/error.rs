@@ -80,6 +80,12 @@ pub enum PlanError {
         /// The most that are expanded.
         most: u64,
     },
+    /// More segments over more ranks than any plan has.
+    #[error("the plan cuts its tensors into more than {most} slices for each pipeline stage")]
+    TooManySlices {
+        /// The most that are computed.
+        most: u64,
+    },
     /// A tensor in two groups.
     #[error("tensor {} is in the plan twice", quote(name))]
     NamedTwice {
