@@ -21,7 +21,7 @@ pub(crate) enum Command {
     #[command(after_help = "Example: shardwright inspect ./Llama-3.1-70B")]
     Inspect(Inspect),
     /// Lists and shows machines
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: shardwright topology list")]
     Topology(Topology),
     /// Plans who holds what
     #[command(
@@ -69,7 +69,7 @@ pub(crate) enum Topology {
         /// A built-in name, or a file
         topology: String,
         /// That many nodes of the same kind
-        #[arg(long)]
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
         nodes: Option<u32>,
         /// Print the file itself
         #[arg(long, conflicts_with = "json")]
@@ -88,9 +88,9 @@ pub(crate) struct Plan {
     #[arg(long, default_value = "host", help_heading = "Machine")]
     pub(crate) topology: String,
     /// That many nodes of the same kind
-    #[arg(long, help_heading = "Machine")]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Machine")]
     pub(crate) nodes: Option<u32>,
-    /// Ranks that share each layer [default: the GPUs of a node, divided by pp where that is one node's work; 1 on host]
+    /// Ranks that share each layer [default: as many as there are GPUs for, within a node; 1 on host]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Layout")]
     pub(crate) tp: Option<u32>,
     /// Pipeline stages
@@ -156,13 +156,13 @@ pub(crate) struct Slices {
 pub(crate) struct Load {
     #[command(flatten)]
     pub(crate) file: PlanFile,
-    /// What to load into
+    /// What to load into: GPUs (cuda, not yet) or this host's memory; auto takes what there is
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
     pub(crate) device: DeviceChoice,
     /// Load this rank alone, verified against its own boxes in the files
     #[arg(long)]
     pub(crate) rank: Option<u32>,
-    /// Compare fingerprints of what arrived with the files
+    /// Compare the fingerprints of every byte that arrived with the files, or of none
     #[arg(long, value_enum, default_value_t = Verify::Full)]
     pub(crate) verify: Verify,
     /// Flip one bit in the memory of this rank after loading, to see verification find it
@@ -175,19 +175,14 @@ pub(crate) struct Load {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DeviceChoice {
-    /// GPUs where there are any, else this host's memory
     Auto,
-    /// This host's memory
     Host,
-    /// GPUs
     Cuda,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Verify {
-    /// Every byte
     Full,
-    /// Nothing
     Off,
 }
 

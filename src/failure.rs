@@ -90,7 +90,12 @@ impl From<CatalogError> for Failure {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        Self::new(Kind::BadInput, &error).with_help(error.help())
+        let kind = match error {
+            // Sound, but not plannable.
+            ConfigError::Quantised { .. } => Kind::No,
+            _ => Kind::BadInput,
+        };
+        Self::new(kind, &error).with_help(error.help())
     }
 }
 

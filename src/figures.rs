@@ -4,10 +4,19 @@ use std::time::Duration;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
-/// Bytes in GiB, with as many digits as tell something.
+/// Bytes in GiB.
 pub(crate) fn gib(bytes: u64) -> String {
-    let gib = as_f64(bytes) / GIB;
-    if gib >= 0.1 || bytes == 0 { format!("{gib:.2}") } else { format!("{gib:.6}") }
+    format!("{:.2}", as_f64(bytes) / GIB)
+}
+
+/// Bytes in MiB.
+pub(crate) fn mib(bytes: u64) -> String {
+    format!("{:.2}", as_f64(bytes) / f64::from(1 << 20))
+}
+
+/// Bytes in KiB.
+pub(crate) fn kib(bytes: u64) -> String {
+    format!("{:.2}", as_f64(bytes) / 1024.0)
 }
 
 /// A part of a whole in percent.
@@ -18,11 +27,6 @@ pub(crate) fn percent(part: u64, whole: u64) -> String {
 /// Bytes in a time as GB/s (10^9).
 pub(crate) fn gb_per_second(bytes: u64, time: Duration) -> f64 {
     if time.is_zero() { 0.0 } else { as_f64(bytes) / 1e9 / time.as_secs_f64() }
-}
-
-/// `1 tensor`, `2 tensors`.
-pub(crate) fn count(number: u64, thing: &str) -> String {
-    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }
 
 #[allow(clippy::cast_precision_loss)]

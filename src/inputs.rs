@@ -4,9 +4,9 @@ use crate::{
     cli::PlanFile,
     failure::{Failure, Kind},
 };
-use shardwright_loader::device::{Device, HostDevice};
+use shardwright_loader::device::HostDevice;
 use shardwright_planner::{
-    checkpoint::Catalog,
+    checkpoint::{Catalog, CatalogError},
     model::{CONFIG_NAME, ModelSpec, read_config},
     plan::Plan,
     quote::quote,
@@ -44,7 +44,7 @@ pub(crate) fn topology_text(name: &str) -> Result<String, Failure> {
 
 /// The topology `name`, for `devices` devices where the machine at hand may have as many as are asked for.
 pub(crate) fn topology(name: &str, nodes: Option<u32>, devices: u32) -> Result<Topology, Failure> {
-    let host = HostFacts { devices, memory_bytes: HostDevice.available_bytes().unwrap_or(0) };
+    let host = HostFacts { devices, memory_bytes: HostDevice.total_bytes().unwrap_or(0) };
     Ok(Topology::parse(&topology_text(name)?, name, nodes, Some(host))?)
 }
 
@@ -56,7 +56,16 @@ pub(crate) fn model(catalog: &Catalog) -> Result<ModelSpec, Failure> {
 /// A plan and the catalog of its checkpoint, which is the one that was planned.
 pub(crate) fn plan_and_checkpoint(file: &PlanFile) -> Result<(Plan, Catalog), Failure> {
     let plan = Plan::read(&file.plan)?;
-    let catalog = Catalog::open(file.checkpoint.as_ref().unwrap_or(&plan.checkpoint.path))?;
+    let catalog =
+        Catalog::open(file.checkpoint.as_ref().unwrap_or(&plan.checkpoint.path)).map_err(|error| {
+            let moved = file.checkpoint.is_none() && matches!(error, CatalogError::Read { .. });
+            let failure = Failure::from(error);
+            match moved {
+                true => failure
+                    .with_help("if the checkpoint was moved, say where it is with --checkpoint".to_owned()),
+                false => failure,
+            }
+        })?;
     plan.check_against(&catalog)?;
     Ok((plan, catalog))
 }

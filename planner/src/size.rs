@@ -23,6 +23,11 @@ impl fmt::Display for Size {
     }
 }
 
+/// `1 row`, `2 rows`.
+pub fn count(number: u64, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

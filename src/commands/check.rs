@@ -1,9 +1,12 @@
 //! `shardwright check`: a dry run of a plan.
 
-use crate::{cli::Check, failure::Failure, figures, inputs::plan_and_checkpoint, output::print_json};
+use crate::{cli::Check, failure::Failure, inputs::plan_and_checkpoint, output::print_json};
 use serde_json::json;
 use shardwright_loader::schedule::Schedule;
-use shardwright_planner::{cost::check_fit, size::Size};
+use shardwright_planner::{
+    cost::check_fit,
+    size::{Size, count},
+};
 use std::io::Write;
 
 pub(crate) fn run(args: &Check, out: &mut dyn Write) -> Result<(), Failure> {
@@ -32,13 +35,13 @@ pub(crate) fn run(args: &Check, out: &mut dyn Write) -> Result<(), Failure> {
             }),
         );
     }
-    let files = figures::count(catalog.files().len() as u64, "file");
-    let named = figures::count(catalog.tensors().len() as u64, "tensor");
+    let files = count(catalog.files().len() as u64, "file");
+    let named = count(catalog.tensors().len() as u64, "tensor");
     writeln!(out, "ok  plan      holds together, digest {}", &digest[..16])?;
     writeln!(out, "ok  files     {files} unchanged since they were planned")?;
     writeln!(out, "ok  tensors   {named}, each planned once with its dtype and shape")?;
     writeln!(out, "ok  memory    the weights of all {world} ranks fit")?;
-    let all = figures::count(tensors, "slice");
+    let all = count(tensors, "slice");
     writeln!(out, "ok  schedule  {all}, {} to copy in all", Size(copied))?;
     writeln!(out, "the plan is good")?;
     Ok(())

@@ -3,7 +3,6 @@
 use crate::{
     cli::Explain,
     failure::{Failure, Kind},
-    figures,
     output::print_json,
 };
 use globset::{Glob, GlobMatcher};
@@ -14,6 +13,7 @@ use shardwright_planner::{
     plan::{Plan, TensorGroup},
     quote::{escaped, quote},
     rules::StageRule,
+    size::count,
 };
 use std::io::Write;
 
@@ -63,7 +63,7 @@ fn print_group(plan: &Plan, group: &TensorGroup, matching: u64, out: &mut dyn Wr
     }
     let all = group.count();
     let of = if matching == all { String::new() } else { format!(" ({matching} match)") };
-    writeln!(out, "  {} of {} {:?}{of}", figures::count(all, "tensor"), group.dtype, group.shape)?;
+    writeln!(out, "  {} of {} {:?}{of}", count(all, "tensor"), group.dtype, group.shape)?;
     writeln!(out, "  {}: {}", group.role, escaped(&group.why))?;
     writeln!(out, "  held by {}", stages(plan, group))?;
     let slices = plan.slices_of(group)?;
@@ -105,7 +105,7 @@ fn held(slice: Option<&Slice>) -> String {
         .collect();
     let padding = match slice.padding {
         0 => String::new(),
-        rows => format!(" and {} of zeros", figures::count(rows, "row")),
+        rows => format!(" and {} of zeros", count(rows, "row")),
     };
     format!("{}{padding}", boxes.join(" "))
 }

@@ -3,7 +3,6 @@
 use crate::{
     cli::Inspect,
     failure::Failure,
-    figures,
     output::{print_json, print_table, table},
 };
 use serde_json::json;
@@ -12,7 +11,7 @@ use shardwright_planner::{
     graph::{ParameterGroup, group_parameters},
     model::{CONFIG_NAME, ModelSpec, read_config},
     quote::escaped,
-    size::Size,
+    size::{Size, count},
 };
 use std::io::Write;
 
@@ -42,8 +41,8 @@ pub(crate) fn run(args: &Inspect, out: &mut dyn Write) -> Result<(), Failure> {
     writeln!(
         out,
         "\n{} in {}: {}",
-        figures::count(catalog.tensors().len() as u64, "tensor"),
-        figures::count(catalog.files().len() as u64, "file"),
+        count(catalog.tensors().len() as u64, "tensor"),
+        count(catalog.files().len() as u64, "file"),
         Size(catalog.tensor_bytes()),
     )?;
     Ok(())

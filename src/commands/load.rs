@@ -15,7 +15,12 @@ use shardwright_loader::{
     schedule::Schedule,
     verify::Mismatch,
 };
-use shardwright_planner::{checkpoint::Catalog, plan::Plan, quote::quote, size::Size};
+use shardwright_planner::{
+    checkpoint::Catalog,
+    plan::Plan,
+    quote::quote,
+    size::{Size, count},
+};
 use std::{
     io::{IsTerminal, Write},
     sync::atomic::{AtomicBool, Ordering},
@@ -38,6 +43,12 @@ pub(crate) fn run(args: &Load, out: &mut dyn Write) -> Result<(), Failure> {
     let world = plan.mesh.world_size();
     if let Some(rank) = args.rank.into_iter().chain(args.flip_byte).find(|&rank| rank >= world) {
         let message = format!("rank {rank} does not exist: the plan has ranks 0 to {}", world - 1);
+        return Err(Failure::new(Kind::Usage, message));
+    }
+    if let (Some(loaded), Some(flipped)) = (args.rank, args.flip_byte)
+        && loaded != flipped
+    {
+        let message = format!("--flip-byte asks for rank {flipped}, but --rank loads rank {loaded} alone");
         return Err(Failure::new(Kind::Usage, message));
     }
     let options =
@@ -128,7 +139,7 @@ fn print_ranks(ranks: &[LoadedRank], elapsed: Duration, out: &mut dyn Write) -> 
         out,
         "\nloaded {} on {} into host memory in {:.2} s, {:.2} GB/s; {:.2} s in all",
         Size(bytes),
-        figures::count(ranks.len() as u64, "rank"),
+        count(ranks.len() as u64, "rank"),
         load.as_secs_f64(),
         figures::gb_per_second(bytes, load),
         elapsed.as_secs_f64(),
@@ -142,7 +153,7 @@ fn print_ranks(ranks: &[LoadedRank], elapsed: Duration, out: &mut dyn Write) -> 
         writeln!(
             out,
             "verified: the fingerprints {how} are those of the files, for all {}",
-            figures::count(verified.tensors, "tensor")
+            count(verified.tensors, "tensor")
         )?;
     }
     Ok(())

@@ -16,6 +16,7 @@ use shardwright_planner::{
     planning::{PlanRequest, build},
     quote::escaped,
     rules::Families,
+    size::{Size, count},
     topology::{Bandwidth, Topology},
 };
 use std::io::Write;
@@ -87,7 +88,7 @@ fn print_plan(
         mesh.tp(),
         mesh.pp(),
         mesh.dp(),
-        figures::count(u64::from(mesh.world_size()), "rank"),
+        count(u64::from(mesh.world_size()), "rank"),
         escaped(machine.about()),
         escaped(&plan.family),
     )?;
@@ -103,7 +104,7 @@ fn print_plan(
             collective.kind.to_owned(),
             escaped(&collective.after),
             collective.times.to_string(),
-            format!("{:.1}", kib(collective.bytes_per_token)),
+            figures::kib(collective.bytes_per_token),
         ]
     });
     let rows: Vec<_> = rows.collect();
@@ -122,6 +123,13 @@ fn print_plan(
 
 fn print_ranks(plan: &Plan, uses: &[MemoryUse], out: &mut dyn Write) -> Result<(), Failure> {
     let pooled = plan.ranks.iter().any(|place| place.memory_pool.is_some());
+    // One unit a column, the one that tells something about the largest.
+    let largest = uses.iter().map(|used| used.weights).max().unwrap_or(0);
+    let (weights_head, weights): (_, fn(u64) -> String) = match largest {
+        0..0x40_0000 => ("weights KiB", figures::kib),
+        0x40_0000..0x1_0000_0000 => ("weights MiB", figures::mib),
+        _ => ("weights GiB", figures::gib),
+    };
     let rows = plan.ranks.iter().zip(uses).take(MOST_ROWS).map(|(place, used)| {
         let layers = plan.stages[plan.mesh.coordinates(place.rank).pp as usize];
         // Memory that is shared has no rest of one rank's own.
@@ -134,12 +142,12 @@ fn print_ranks(plan: &Plan, uses: &[MemoryUse], out: &mut dyn Write) -> Result<(
             escaped(&place.gpu),
             format!("{}-{}", layers.start, layers.stop - 1),
             used.tensors.to_string(),
-            figures::gib(used.weights),
+            weights(used.weights),
             left,
             figures::percent(used.replicated, used.weights),
         ]
     });
-    let head = ["rank", "GPU", "layers", "tensors", "weights GiB", "left GiB", "replicated %"];
+    let head = ["rank", "GPU", "layers", "tensors", weights_head, "left GiB", "replicated %"];
     print_table(out, &table(head, 2, rows))?;
     if plan.ranks.len() > MOST_ROWS {
         writeln!(out, "… and {} more ranks; --json lists all", plan.ranks.len() - MOST_ROWS)?;
@@ -152,21 +160,16 @@ fn print_answer(plan: &Plan, uses: &[MemoryUse], out: &mut dyn Write) -> Result<
     let Some((place, used)) = largest else { return Ok(()) };
     if place.memory_pool.is_some() {
         let all: u64 = uses.iter().map(|used| used.weights).sum();
-        writeln!(
-            out,
-            "fits: all ranks hold {} GiB of {} GiB together",
-            figures::gib(all),
-            figures::gib(place.memory_bytes)
-        )?;
+        writeln!(out, "fits: all ranks hold {} of {} together", Size(all), Size(place.memory_bytes))?;
         return Ok(());
     }
     writeln!(
         out,
-        "fits: the fullest GPU ({}, rank {}) holds {} GiB of {} GiB",
+        "fits: the fullest GPU ({}, rank {}) holds {} of {}",
         escaped(&place.gpu),
         place.rank,
-        figures::gib(used.weights),
-        figures::gib(place.memory_bytes)
+        Size(used.weights),
+        Size(place.memory_bytes)
     )?;
     Ok(())
 }
@@ -213,11 +216,6 @@ fn as_json(plan: &Plan, uses: &[MemoryUse]) -> Result<serde_json::Value, Failure
         "collectives": collectives,
         "warnings": plan.warnings,
     }))
-}
-
-#[allow(clippy::cast_precision_loss)]
-fn kib(bytes: u64) -> f64 {
-    bytes as f64 / 1024.0
 }
 
 /// A text of the planner's in which names from files may stand.

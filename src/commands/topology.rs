@@ -10,13 +10,13 @@ use crate::{
 use serde_json::json;
 use shardwright_planner::{
     quote::escaped,
-    size::Size,
+    size::{Size, count},
     topology::{Topology, builtins},
 };
-use std::{fmt::Write as _, io::Write};
+use std::io::Write;
 
-/// Most GPUs for which every pair is shown.
-const MOST_IN_MATRIX: usize = 16;
+/// Most GPUs of a node for which every pair is shown.
+const MOST_IN_MATRIX: usize = 8;
 
 pub(crate) fn run(args: cli::Topology, out: &mut dyn Write) -> Result<(), Failure> {
     match args {
@@ -47,7 +47,7 @@ fn list(as_json: bool, out: &mut dyn Write) -> Result<(), Failure> {
 
 fn show(machine: &Topology, out: &mut dyn Write) -> Result<(), Failure> {
     writeln!(out, "{}: {}", escaped(machine.name()), escaped(machine.about()))?;
-    let nodes = figures::count(u64::from(machine.nodes()), "node");
+    let nodes = count(u64::from(machine.nodes()), "node");
     let bandwidth = machine.memory_bandwidth().map_or(String::new(), |bandwidth| format!(" at {bandwidth}"));
     writeln!(
         out,
@@ -62,20 +62,18 @@ fn show(machine: &Topology, out: &mut dyn Write) -> Result<(), Failure> {
     });
     print_table(out, &table(["from", "to", "kind", "GB/s"], 3, edges))?;
 
-    let count = machine.gpus().len();
-    if (2..=MOST_IN_MATRIX).contains(&count) {
-        writeln!(out, "\nwidest path between GPUs, GB/s")?;
-        let mut text = String::new();
-        for from in 0..count {
-            let _ = write!(text, "{:<12}", escaped(&machine.gpus()[from].name));
-            for to in 0..count {
-                let width =
-                    machine.widest_path(from, to).map_or("-".to_owned(), |(width, _)| gb_per_second(width));
-                let _ = write!(text, "{width:>8}");
-            }
-            text.push('\n');
+    let per_node = machine.gpus_per_node();
+    let width =
+        |from, to| machine.widest_path(from, to).map_or("-".to_owned(), |(width, _)| gb_per_second(width));
+    if (2..=MOST_IN_MATRIX).contains(&per_node) {
+        writeln!(out, "\nwidest path between the GPUs of a node, GB/s")?;
+        for from in 0..per_node {
+            let row: String = (0..per_node).map(|to| format!("{:>8}", width(from, to))).collect();
+            writeln!(out, "{:<6}{row}", format!("gpu{from}"))?;
         }
-        out.write_all(text.as_bytes())?;
+    }
+    if machine.nodes() > 1 {
+        writeln!(out, "\nwidest path between GPUs of different nodes: {} GB/s", width(0, per_node))?;
     }
     Ok(())
 }

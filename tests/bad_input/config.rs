@@ -80,7 +80,7 @@ fn more_layers_than_the_tensors_have_are_named() {
 
 #[test]
 fn fewer_layers_than_the_tensors_have_are_named() {
-    configured("num_hidden_layers", 1, 3, &["config.json counts 1 layers", "has layer 1"]);
+    configured("num_hidden_layers", 1, 3, &["config.json counts 1 layer,", "has layer 1"]);
 }
 
 #[test]

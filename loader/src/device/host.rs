@@ -19,16 +19,28 @@ struct HostMemory {
     len: usize,
 }
 
+impl HostDevice {
+    /// Bytes of memory that the machine has, free or not, where the system says so.
+    pub fn total_bytes(self) -> Option<u64> {
+        meminfo("MemTotal:")
+    }
+}
+
+/// A figure of `/proc/meminfo` in bytes.
+fn meminfo(key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
 impl Device for HostDevice {
     fn name(&self) -> String {
         "host".to_owned()
     }
 
     fn available_bytes(&self) -> Option<u64> {
-        let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
-        kib.checked_mul(1024)
+        meminfo("MemAvailable:")
     }
 
     fn allocate(&self, bytes: u64) -> Result<Box<dyn DeviceMemory>, DeviceError> {

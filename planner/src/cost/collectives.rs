@@ -26,8 +26,13 @@ pub struct Collective {
 pub fn collectives(plan: &Plan) -> Vec<Collective> {
     let mut found = Vec::new();
     let weights = plan.tensors.iter().filter(|group| group.shape.len() == 2);
+    let tied = plan.tensors.iter().all(|group| group.role != Role::VocabParallelHead);
     for group in weights {
-        found.extend(after_module(plan, group));
+        found.extend(after_module(plan, group, group.role));
+        if tied && group.role == Role::VocabParallelEmbedding {
+            // It is the head too.
+            found.extend(after_module(plan, group, Role::VocabParallelHead));
+        }
     }
     let stages = u64::from(plan.mesh.pp());
     if stages > 1 {
@@ -41,13 +46,13 @@ pub fn collectives(plan: &Plan) -> Vec<Collective> {
     found
 }
 
-fn after_module(plan: &Plan, group: &TensorGroup) -> Option<Collective> {
+fn after_module(plan: &Plan, group: &TensorGroup, role: Role) -> Option<Collective> {
     let tp = u64::from(plan.mesh.tp());
     if tp == 1 {
         return None;
     }
     let bytes = group.dtype.bitsize() as u64 / 8;
-    let (kind, elements) = match group.role {
+    let (kind, elements) = match role {
         Role::RowParallel => ("all-reduce", group.shape[0]),
         Role::VocabParallelEmbedding => ("all-reduce", group.shape[1]),
         Role::VocabParallelHead => ("all-gather", group.shape[0].div_ceil(tp)),

@@ -86,7 +86,14 @@ impl BuildError {
 
     /// Whether the input contradicts itself, rather than being sound and not plannable.
     pub fn is_bad_input(&self) -> bool {
-        matches!(self, Self::Rules(RuleError::ContradictsConfig { .. } | RuleError::WrongLayers { .. }))
+        matches!(
+            self,
+            Self::Rules(
+                RuleError::ContradictsConfig { .. }
+                    | RuleError::WrongLayers { .. }
+                    | RuleError::MissingModule { .. }
+            )
+        )
     }
 }
 
@@ -107,7 +114,12 @@ fn decided(request: &PlanRequest<'_>) -> Result<Plan, BuildError> {
         model_type: model.model_type.clone(),
         known: families.model_types().map(str::to_owned).collect(),
     })?;
-    let groups = group_parameters(catalog);
+    let mut groups = group_parameters(catalog);
+    // In the order of the family's rules, which is that of the model; a module's weight before its bias.
+    groups.sort_by_cached_key(|group| {
+        let order = family.rule(&group.module).map_or(usize::MAX, |(order, _, _)| order);
+        (order, group.module.clone(), std::cmp::Reverse(group.parameter.clone()))
+    });
     let decisions = decide(&groups, model, family, mesh.tp(), uneven)?;
     let stages = balanced_stages(&groups, &decisions, model, mesh)?;
     let placement = place(topology, mesh)?;
@@ -116,11 +128,6 @@ fn decided(request: &PlanRequest<'_>) -> Result<Plan, BuildError> {
     warnings.extend(warnings::of_catalog(catalog));
     warnings.extend(path_in_groups.and_then(|path| warnings::of_path(topology, mesh, path)));
 
-    let mut decided: Vec<(ParameterGroup, Decision)> = groups.into_iter().zip(decisions).collect();
-    // In the order of the family's rules, which is that of the model; a module's weight before its bias.
-    decided.sort_by(|(a, a_decision), (b, b_decision)| {
-        (a_decision.order, &a.module, &b.parameter).cmp(&(b_decision.order, &b.module, &a.parameter))
-    });
     let ranks = (0..mesh.world_size())
         .map(|rank| {
             let gpu = &topology.gpus()[placement.gpu_of_rank(rank)];
@@ -143,7 +150,11 @@ fn decided(request: &PlanRequest<'_>) -> Result<Plan, BuildError> {
         narrowest_path: path_in_groups,
         stages,
         ranks,
-        tensors: decided.into_iter().map(|(group, decision)| as_written(group, decision)).collect(),
+        tensors: groups
+            .into_iter()
+            .zip(decisions)
+            .map(|(group, decision)| as_written(group, decision))
+            .collect(),
         warnings,
     };
     plan.check()?;

@@ -14,6 +14,7 @@ use crate::{
         Split, Storage, deal, parts_that_divide,
     },
     quote::quote,
+    size::count,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,9 +29,7 @@ pub struct Decision {
     pub stage: StageRule,
     /// Why, for `explain`.
     pub reason: String,
-    /// The place of the deciding rule among the family's, by which plans are ordered.
-    pub order: usize,
-    /// What is odd about it.
+    /// What is odd about it, said of its tensors: `is replicated: …`.
     pub warning: Option<String>,
 }
 
@@ -58,9 +57,10 @@ pub fn decide(
     let remainder = if uneven { Remainder::Uneven } else { Remainder::Refuse };
     let context = Context { spec, family, tp, remainder };
     check_layers(groups, &context)?;
+    check_complete(groups, family)?;
     let mut decisions =
         groups.iter().map(|group| decide_one(group, &context)).collect::<Result<Vec<_>, RuleError>>()?;
-    hold_tied_embedding_at_both_ends(&mut decisions);
+    hold_tied_embedding_at_both_ends(&mut decisions, spec);
     check_divisible(groups, &decisions, &context)?;
     Ok(decisions)
 }
@@ -91,17 +91,31 @@ fn check_layers(groups: &[ParameterGroup], context: &Context<'_>) -> Result<(), 
     Ok(())
 }
 
+/// Checks that the checkpoint has the modules without which the family's models do not run.
+fn check_complete(groups: &[ParameterGroup], family: &Family) -> Result<(), RuleError> {
+    let used: BTreeSet<usize> =
+        groups.iter().filter_map(|group| family.rule(&group.module)).map(|(order, _, _)| order).collect();
+    for (order, glob, rule) in family.rules() {
+        // A head may be the embedding, and what has no dimensions may be left out of files.
+        let optional = rule.role == Role::VocabParallelHead || rule.dimensions.is_empty();
+        if !optional && !used.contains(&order) {
+            let (family, module) = (family.name.clone(), glob.to_owned());
+            return Err(RuleError::MissingModule { family, module });
+        }
+    }
+    Ok(())
+}
+
 fn decide_one(group: &ParameterGroup, context: &Context<'_>) -> Result<Decision, RuleError> {
-    let name = group.collapsed();
     let layered = context.family.is_in_layers(&group.module);
-    let Some((order, glob, rule)) = context.family.rule(&group.module) else {
+    let Some((_, glob, rule)) = context.family.rule(&group.module) else {
         let why = format!("family {} has no rule for it", context.family.name);
-        return Ok(replicated_for_want(&name, layered, usize::MAX, why));
+        return Ok(replicated_for_want(layered, why));
     };
-    let reason = format!("family {}: {glob} is {}", context.family.name, rule.text);
+    let mut reason = format!("family {}: {glob} is {}", context.family.name, rule.text);
     let Some(storage) = storage_of(group, rule) else {
         let why = format!("{} of a {} module is not understood", quote(&group.parameter), rule.role);
-        return Ok(replicated_for_want(&name, layered, order, why));
+        return Ok(replicated_for_want(layered, why));
     };
     check_shape(group, rule, &storage, context)?;
     let partition = partition_of(group, rule, &storage, context).map_err(|error| {
@@ -121,26 +135,28 @@ fn decide_one(group: &ParameterGroup, context: &Context<'_>) -> Result<Decision,
         Role::ColumnParallel | Role::RowParallel | Role::Replicated => StageRule::Every,
     });
     let held_once = partition == Partition::FirstRank && context.tp > 1;
+    if held_once {
+        reason.push_str("; a bias is added once, after the sum over ranks");
+    }
     Ok(Decision {
         role: rule.role,
         partition,
         stage,
         reason,
-        order,
         warning: held_once.then(|| {
-            format!("{name} is added once, after the sum over ranks: only rank 0 of each tensor-parallel group holds it")
+            "is added once, after the sum over ranks: only rank 0 of each tensor-parallel group holds it"
+                .to_owned()
         }),
     })
 }
 
-fn replicated_for_want(name: &str, layered: bool, order: usize, why: String) -> Decision {
+fn replicated_for_want(layered: bool, why: String) -> Decision {
     Decision {
         role: Role::Replicated,
         partition: Partition::Replicated,
         stage: if layered { StageRule::Layer } else { StageRule::Every },
-        warning: Some(format!("{name} is replicated: {why}")),
+        warning: Some(format!("is replicated: {why}")),
         reason: why,
-        order,
     }
 }
 
@@ -236,7 +252,7 @@ fn segment_of(dimension: Dimension, spec: &ModelSpec) -> Result<Segment, Segment
 }
 
 /// An embedding without a head of its own is also the head: the last stage needs it too.
-fn hold_tied_embedding_at_both_ends(decisions: &mut [Decision]) {
+fn hold_tied_embedding_at_both_ends(decisions: &mut [Decision], spec: &ModelSpec) {
     if decisions.iter().any(|decision| decision.role == Role::VocabParallelHead) {
         return;
     }
@@ -244,6 +260,11 @@ fn hold_tied_embedding_at_both_ends(decisions: &mut [Decision]) {
         if decision.role == Role::VocabParallelEmbedding && decision.stage == StageRule::First {
             decision.stage = StageRule::FirstAndLast;
             decision.reason.push_str("; there is no head of its own, so it is the head too");
+            if !spec.tied_embeddings {
+                let doubt =
+                    "is taken for the head too: there is no other, though config.json does not tie them";
+                decision.warning = Some(doubt.to_owned());
+            }
         }
     }
 }
@@ -306,7 +327,7 @@ fn why(term: Dimension, refused: &Indivisible, context: &Context<'_>) -> String 
             refused.units, refused.parts
         ),
         Dimension::QueryHeads | Dimension::KvHeads => {
-            format!("{kv} kv heads do not divide by {tp}, nor can {tp} ranks share them evenly")
+            format!("{} cannot be dealt to {tp} ranks, nor shared by them, evenly", count(kv, "kv head"))
         }
         Dimension::Hidden | Dimension::Intermediate | Dimension::HeadSize | Dimension::Vocabulary => {
             let units =

@@ -1,6 +1,6 @@
 //! Why modules could not be given partitions.
 
-use crate::quote::quote;
+use crate::{quote::quote, size::count};
 
 /// A module that cannot be split evenly.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,14 +38,24 @@ pub enum RuleError {
         explained: String,
     },
     /// Layers that the configuration counts are not there, or there are more.
-    #[error(
-        "config.json and the tensors contradict each other: config.json counts {expected} layers, but {found}"
-    )]
+    #[error("config.json and the tensors contradict each other: config.json counts {}, but {found}", count(*expected, "layer"))]
     WrongLayers {
         /// `num_hidden_layers`.
         expected: u64,
         /// What the tensors have.
         found: String,
+    },
+    /// A module without which the family's models do not run.
+    #[error(
+        "the checkpoint has no tensor of {}, which every model of family {} has",
+        quote(module),
+        quote(family)
+    )]
+    MissingModule {
+        /// The family.
+        family: String,
+        /// The glob of its rule.
+        module: String,
     },
     /// Modules that cannot be split over the ranks evenly.
     #[error("{}", not_divisible(failures, *tp, model))]
@@ -70,7 +80,7 @@ impl RuleError {
             Self::UnknownModelType { known, .. } => {
                 format!("model types with a family: {}", known.join(", "))
             }
-            Self::ContradictsConfig { .. } | Self::WrongLayers { .. } => {
+            Self::ContradictsConfig { .. } | Self::WrongLayers { .. } | Self::MissingModule { .. } => {
                 "config.json belongs to another checkpoint, or the download is incomplete; fetch both again"
                     .to_owned()
             }

@@ -96,6 +96,11 @@ impl Family {
             .map(|(place, (_, text, rule))| (place, text.as_str(), rule))
     }
 
+    /// All rules that can apply, with their places and globs.
+    pub fn rules(&self) -> impl Iterator<Item = (usize, &str, &Rule)> {
+        self.rules.iter().enumerate().map(|(place, (_, text, rule))| (place, text.as_str(), rule))
+    }
+
     /// Whether the collapsed name `module` lies in a layer.
     pub fn is_in_layers(&self, module: &str) -> bool {
         module.strip_prefix(self.layers.as_str()).is_some_and(|rest| rest.starts_with(".*.") || rest == ".*")

@@ -44,7 +44,7 @@ fn the_widest_path_is_found_over_hubs() {
 
     let l40s = parse(crate::topology::builtin("8xl40s-pcie").unwrap()).unwrap();
     assert_eq!(l40s.widest_path(0, 3), Some((31_500_000_000, EdgeKind::Pcie)));
-    assert_eq!(l40s.widest_path(0, 4), Some((24_000_000_000, EdgeKind::Socket)));
+    assert_eq!(l40s.widest_path(0, 4), Some((22_000_000_000, EdgeKind::Socket)));
 }
 
 #[test]
