@@ -1,7 +1,7 @@
 //! Files mapped into memory.
 
 use super::{Source, SourceError};
-use memmap2::{Advice, Mmap};
+use memmap2::Mmap;
 use shardwright_planner::checkpoint::{ByteRange, Catalog, CatalogFile};
 use std::{fs::File, io};
 
@@ -30,13 +30,7 @@ impl Source for MappedFiles {
         self.0
             .get(file)
             .zip(place(range.start()).zip(place(range.stop())))
-            .and_then(|(map, (start, stop))| {
-                let bytes = map.get(start..stop)?;
-                // One call for the whole run in place of a fault for every few pages. Only advice: on a kernel that does
-                // not know it the pages come when they are touched.
-                let _ = map.advise_range(Advice::PopulateRead, start, stop - start);
-                Some(bytes)
-            })
+            .and_then(|(map, (start, stop))| map.get(start..stop))
             .ok_or(SourceError::OutOfRange { file, start: range.start(), stop: range.stop() })
     }
 }
