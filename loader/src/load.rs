@@ -107,15 +107,6 @@ impl LoadError {
     fn is_consequence(&self) -> bool {
         matches!(self, Self::Verify { source: VerifyError::Collective(CollectiveError::PeerLost { .. }), .. })
     }
-
-    /// Whether the input is at fault, rather than the machine.
-    pub fn is_bad_input(&self) -> bool {
-        matches!(
-            self,
-            Self::Schedule(_)
-                | Self::Source(SourceError::LengthChanged { .. } | SourceError::OutOfRange { .. })
-        )
-    }
 }
 
 /// Loads all ranks of `plan` in this process, one thread a rank.

@@ -87,7 +87,7 @@ fn with_bar<T>(
         total += Schedule::new(plan, catalog, rank)?.copied_bytes();
     }
     let bar = ProgressBar::new(total);
-    let style = "loading {bar:30} {bytes}/{total_bytes}  {binary_bytes_per_sec}  {eta} left";
+    let style = "loading {bar:30} {bytes}/{total_bytes}  {binary_bytes_per_sec}  {eta} left {msg}";
     if let Ok(style) = ProgressStyle::with_template(style) {
         bar.set_style(style);
     }
