@@ -49,6 +49,9 @@ pub(crate) enum Command {
 pub(crate) struct Inspect {
     /// A checkpoint: a folder, one .safetensors file, or an index
     pub(crate) checkpoint: PathBuf,
+    /// Print the tensor graph in Graphviz' language
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) dot: bool,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -102,6 +105,15 @@ pub(crate) struct Plan {
     /// Deal what does not divide as evenly as it goes, instead of refusing it
     #[arg(long, help_heading = "Layout")]
     pub(crate) uneven: bool,
+    /// Deal in proportion to these, one for each rank of a tensor-parallel group: for unequal GPUs
+    #[arg(long, value_delimiter = ',', value_name = "W,W,…", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Layout")]
+    pub(crate) weights: Vec<u32>,
+    /// Hold whole experts on each rank, instead of a part of each expert
+    #[arg(long, help_heading = "Layout")]
+    pub(crate) expert_parallel: bool,
+    /// Rules of your own, which win: a YAML file of module globs to partitions
+    #[arg(long, value_name = "FILE", help_heading = "Rules")]
+    pub(crate) rules: Option<PathBuf>,
     /// Write the plan to this file
     #[arg(short, long, help_heading = "Output")]
     pub(crate) output: Option<PathBuf>,

@@ -10,7 +10,8 @@ use shardwright_planner::{
     model::ConfigError,
     plan::{PlanError, StaleError},
     planning::BuildError,
-    rules::FamilyError,
+    quantisation::QuantisationError,
+    rules::{FamilyError, UserRulesError},
     topology::TopologyError,
 };
 use std::{fmt, io, process::ExitCode};
@@ -90,18 +91,25 @@ impl From<CatalogError> for Failure {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        let kind = match error {
-            // Sound, but not plannable.
-            ConfigError::Quantised { .. } => Kind::No,
-            _ => Kind::BadInput,
-        };
-        Self::new(kind, &error).with_help(error.help())
+        Self::new(Kind::BadInput, &error).with_help(error.help())
     }
 }
 
 impl From<TopologyError> for Failure {
     fn from(error: TopologyError) -> Self {
         Self::new(Kind::BadInput, &error).with_help(error.help())
+    }
+}
+
+impl From<UserRulesError> for Failure {
+    fn from(error: UserRulesError) -> Self {
+        Self::new(Kind::BadInput, &error).with_help(error.help().to_owned())
+    }
+}
+
+impl From<QuantisationError> for Failure {
+    fn from(error: QuantisationError) -> Self {
+        Self::new(Kind::BadInput, &error).with_help(error.help().to_owned())
     }
 }
 
@@ -119,7 +127,11 @@ impl From<MeshError> for Failure {
 
 impl From<BuildError> for Failure {
     fn from(error: BuildError) -> Self {
-        let kind = if error.is_bad_input() { Kind::BadInput } else { Kind::No };
+        let kind = match error {
+            BuildError::Weights { .. } => Kind::Usage,
+            _ if error.is_bad_input() => Kind::BadInput,
+            _ => Kind::No,
+        };
         Self::new(kind, &error).with_help(error.help())
     }
 }

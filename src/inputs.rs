@@ -7,7 +7,7 @@ use crate::{
 use shardwright_loader::device::HostDevice;
 use shardwright_planner::{
     checkpoint::{Catalog, CatalogError},
-    model::{CONFIG_NAME, ModelSpec, read_config},
+    model::{CONFIG_NAME, Config},
     plan::Plan,
     quote::quote,
     topology::{HostFacts, Topology, builtin, builtins},
@@ -48,9 +48,9 @@ pub(crate) fn topology(name: &str, nodes: Option<u32>, devices: u32) -> Result<T
     Ok(Topology::parse(&topology_text(name)?, name, nodes, Some(host))?)
 }
 
-/// The model's dimensions, from the `config.json` beside the weights.
-pub(crate) fn model(catalog: &Catalog) -> Result<ModelSpec, Failure> {
-    Ok(read_config(&catalog.folder().join(CONFIG_NAME))?)
+/// The model's configuration, from the `config.json` beside the weights.
+pub(crate) fn config(catalog: &Catalog) -> Result<Config, Failure> {
+    Ok(Config::read(&catalog.folder().join(CONFIG_NAME))?)
 }
 
 /// A plan and the catalog of its checkpoint, which is the one that was planned.

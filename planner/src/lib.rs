@@ -7,13 +7,14 @@
 //!
 //! 1. [`checkpoint`]: files → [`checkpoint::Catalog`], what tensors there are and where their bytes lie
 //! 2. [`model`]: `config.json` → [`model::ModelSpec`], what the dimensions mean
-//! 3. [`graph`]: tensors → modules, repeated blocks collapsed
-//! 4. [`rules`]: modules → logical partitions, families as data
-//! 5. [`partition`]: the algebra: who holds which box of a tensor
-//! 6. [`topology`] and [`placement`]: the machine, and ranks onto its GPUs
-//! 7. [`plan`]: the document that carries the decisions, its checks, and the slices derived from it
-//! 8. [`cost`]: bytes per GPU, whether they fit, and the collectives a layer needs
-//! 9. [`planning`]: all of it, from a catalog to a plan that fits
+//! 3. [`graph`]: tensors → modules, repeated blocks collapsed, and the data flow between them
+//! 4. [`quantisation`]: how a module's tensors lie in its logical matrices
+//! 5. [`rules`]: modules → decisions; families as data, the user's own rules, inference
+//! 6. [`partition`]: the algebra: who holds which box of a tensor
+//! 7. [`topology`] and [`placement`]: the machine, and ranks onto its GPUs
+//! 8. [`plan`]: the document that carries the decisions, its checks, and the slices derived from it
+//! 9. [`cost`]: bytes per GPU, whether they fit, and the collectives a layer needs
+//! 10. [`planning`]: all of it, from a catalog to a plan that fits
 #![deny(unsafe_code)]
 
 pub mod checkpoint;
@@ -25,6 +26,7 @@ pub mod partition;
 pub mod placement;
 pub mod plan;
 pub mod planning;
+pub mod quantisation;
 pub mod quote;
 pub mod rules;
 pub mod size;

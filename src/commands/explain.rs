@@ -9,7 +9,7 @@ use globset::{Glob, GlobMatcher};
 use serde_json::json;
 use shardwright_planner::{
     graph::NamePattern,
-    partition::Slice,
+    partition::{Axis, Slice},
     plan::{Plan, TensorGroup},
     quote::{escaped, quote},
     rules::StageRule,
@@ -69,15 +69,27 @@ fn print_group(plan: &Plan, group: &TensorGroup, matching: u64, out: &mut dyn Wr
     let slices = plan.slices_of(group)?;
     // Ranks that hold the same stand together.
     let mut shown: Vec<(Vec<String>, String)> = Vec::new();
-    for (tp, slice) in slices.iter().enumerate() {
-        let what = held(slice.as_ref());
+    for (place, slice) in slices.by_rank().iter().enumerate() {
+        let what = match (slice, slices.assigned()) {
+            (Some(slice), Some((_, runs))) => {
+                let (start, stop) = runs[place];
+                let experts =
+                    if stop - start == 1 { start.to_string() } else { format!("{start}-{}", stop - 1) };
+                format!("{} of number {experts}", held(Some(slice)))
+            }
+            (slice, _) => held(slice.as_ref()),
+        };
         match shown.iter_mut().find(|(_, other)| *other == what) {
-            Some((ranks, _)) => ranks.push(tp.to_string()),
-            None => shown.push((vec![tp.to_string()], what)),
+            Some((ranks, _)) => ranks.push(place.to_string()),
+            None => shown.push((vec![place.to_string()], what)),
         }
     }
+    let axis = match slices.axis() {
+        Axis::Tensor => "tp",
+        Axis::Expert => "ep",
+    };
     for (ranks, what) in shown {
-        writeln!(out, "  tp rank {}: {what}", ranks.join(", "))?;
+        writeln!(out, "  {axis} rank {}: {what}", ranks.join(", "))?;
     }
     Ok(())
 }
@@ -111,8 +123,9 @@ fn held(slice: Option<&Slice>) -> String {
 }
 
 fn as_json(plan: &Plan, group: &TensorGroup) -> Result<serde_json::Value, Failure> {
-    let slices: Vec<_> = plan
-        .slices_of(group)?
+    let slices = plan.slices_of(group)?;
+    let of_ranks: Vec<_> = slices
+        .by_rank()
         .iter()
         .map(|slice| {
             slice
@@ -129,6 +142,9 @@ fn as_json(plan: &Plan, group: &TensorGroup) -> Result<serde_json::Value, Failur
         "stage": group.stage,
         "why": group.why,
         "partition": group.partition,
-        "tp_ranks": slices,
+        (match slices.axis() {
+            Axis::Tensor => "tp_ranks",
+            Axis::Expert => "ep_ranks",
+        }): of_ranks,
     }))
 }

@@ -4,7 +4,7 @@ use crate::{
     cli,
     failure::Failure,
     figures,
-    inputs::{absolute, model, topology},
+    inputs::{absolute, config, topology},
     output::{print_json, print_table, table, write_whole},
 };
 use serde_json::json;
@@ -13,9 +13,9 @@ use shardwright_planner::{
     cost::{MemoryUse, collectives, memory_per_rank},
     mesh::Mesh,
     plan::Plan,
-    planning::{PlanRequest, build},
+    planning::{PlanRequest, Sharing, build},
     quote::escaped,
-    rules::Families,
+    rules::{Families, UserRules},
     size::{Size, count},
     topology::{Bandwidth, Topology},
 };
@@ -26,7 +26,8 @@ const MOST_ROWS: usize = 64;
 
 pub(crate) fn run(args: &cli::Plan, out: &mut dyn Write) -> Result<(), Failure> {
     let catalog = Catalog::open(&args.checkpoint)?;
-    let model = model(&catalog)?;
+    let config = config(&catalog)?;
+    let user = args.rules.as_deref().map_or_else(|| Ok(UserRules::default()), UserRules::read)?;
     let families = Families::built_in()?;
     let machine = machine(args)?;
     let (tp, chosen) = match args.tp {
@@ -38,11 +39,16 @@ pub(crate) fn run(args: &cli::Plan, out: &mut dyn Write) -> Result<(), Failure> 
     let plan = build(&PlanRequest {
         catalog: &catalog,
         path: &path,
-        model: &model,
+        config: &config,
         families: &families,
+        user: &user,
         topology: &machine,
         mesh,
-        uneven: args.uneven,
+        sharing: &Sharing {
+            uneven: args.uneven,
+            weights: args.weights.clone(),
+            expert_parallel: args.expert_parallel,
+        },
     })?;
     if let Some(output) = &args.output {
         write_whole(output, &plan.to_yaml()?)?;
@@ -131,7 +137,7 @@ fn print_ranks(plan: &Plan, uses: &[MemoryUse], out: &mut dyn Write) -> Result<(
         _ => ("weights GiB", figures::gib),
     };
     let rows = plan.ranks.iter().zip(uses).take(MOST_ROWS).map(|(place, used)| {
-        let layers = plan.stages[plan.mesh.coordinates(place.rank).pp as usize];
+        let layers = plan.stages.get(plan.mesh.coordinates(place.rank).pp as usize);
         // Memory that is shared has no rest of one rank's own.
         let left = match pooled {
             true => "shared".to_owned(),
@@ -140,7 +146,9 @@ fn print_ranks(plan: &Plan, uses: &[MemoryUse], out: &mut dyn Write) -> Result<(
         [
             place.rank.to_string(),
             escaped(&place.gpu),
-            format!("{}-{}", layers.start, layers.stop - 1),
+            layers.map_or("-".to_owned(), |layers| {
+                format!("{}-{}", layers.start, layers.stop.saturating_sub(1))
+            }),
             used.tensors.to_string(),
             weights(used.weights),
             left,

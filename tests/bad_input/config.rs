@@ -100,13 +100,15 @@ fn a_missing_embedding_is_named() {
 }
 
 #[test]
-fn a_model_type_without_a_family_is_no_answer() {
-    configured("model_type", "mamba", 1, &["mamba", "llama, mistral, qwen2"]);
-}
-
-#[test]
-fn quantised_weights_are_sound_but_not_planned() {
-    configured("quantization_config", json!({"quant_method": "gptq"}), 1, &["config.json", "gptq"]);
+fn a_model_type_without_a_family_is_planned_by_names_and_shapes() {
+    let checkpoint = Checkpoint::tiny();
+    checkpoint.configure("model_type", "never_heard_of");
+    let shown = shardwright(&[&["plan", text(&checkpoint.path)], &ARGS[..]].concat()).succeeded();
+    assert!(shown.contains("family decoder"), "{shown}");
+    assert!(shown.contains("warning: no family knows model type `never_heard_of`"), "{shown}");
+    let known = shardwright(&[&["plan", text(&Checkpoint::tiny().path)], &ARGS[..]].concat()).succeeded();
+    let table = |shown: &str| shown.split("\n\n").nth(1).map(str::to_owned);
+    assert_eq!(table(&shown), table(&known));
 }
 
 #[test]

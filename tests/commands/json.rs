@@ -14,7 +14,10 @@ fn keys(value: &Value) -> Vec<&str> {
 fn inspect_gives_its_facts_as_json() {
     let path = fixture("llama-bf16");
     let facts = shardwright(&["inspect", text(&path), "--json"]).json();
-    assert_eq!(keys(&facts), ["bytes", "files", "groups", "model", "tensors", "unlisted"]);
+    assert_eq!(
+        keys(&facts),
+        ["bytes", "family", "files", "flow", "groups", "model", "residual_width", "tensors", "unlisted"]
+    );
     assert_eq!((&facts["tensors"], &facts["files"]), (&39.into(), &4.into()));
     assert_eq!(facts["model"]["kv_heads"], 2);
     let counted: u64 =

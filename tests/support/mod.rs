@@ -2,6 +2,7 @@
 #![allow(dead_code)] // Each test crate uses its part.
 
 pub(crate) mod cut;
+pub(crate) mod headers;
 pub(crate) mod tiny;
 
 use serde_json::Value;

@@ -80,8 +80,12 @@ fn replicated_boxes(plan: &Plan, this: &Verification<'_>) -> Result<Vec<Replicat
     let mut boxes = Vec::new();
     for group in &plan.tensors {
         let slices = plan.slices_of(group)?;
-        let pieces =
-            slices.iter().flatten().flat_map(|slice| &slice.pieces).filter(|piece| piece.replica == 0);
+        let pieces = slices
+            .by_rank()
+            .iter()
+            .flatten()
+            .flat_map(|slice| &slice.pieces)
+            .filter(|piece| piece.replica == 0);
         let starts: Vec<(u32, Vec<u64>)> =
             pieces.map(|piece| (piece.replicas, piece.region.start.clone())).collect();
         for (name, blocks) in group.names.iter().flat_map(NamePattern::names) {

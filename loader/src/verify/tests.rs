@@ -9,9 +9,9 @@ use crate::{
 };
 use shardwright_planner::{
     mesh::Mesh,
-    model::{CONFIG_NAME, read_config},
-    planning::{PlanRequest, build},
-    rules::Families,
+    model::{CONFIG_NAME, Config},
+    planning::{PlanRequest, Sharing, build},
+    rules::{Families, UserRules},
     topology::{HostFacts, Topology, builtin},
 };
 use std::{path::PathBuf, time::Duration};
@@ -21,18 +21,19 @@ const PATIENCE: Duration = Duration::from_secs(20);
 fn planned(name: &str, dp: u32, pp: u32, tp: u32) -> (Plan, Catalog) {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/checkpoints").join(name);
     let catalog = Catalog::open(&folder).unwrap();
-    let model = read_config(&folder.join(CONFIG_NAME)).unwrap();
+    let config = Config::read(&folder.join(CONFIG_NAME)).unwrap();
     let mesh = Mesh::new(dp, pp, tp).unwrap();
     let facts = HostFacts { devices: mesh.world_size(), memory_bytes: 1 << 30 };
     let topology = Topology::parse(builtin("host").unwrap(), "host", None, Some(facts)).unwrap();
     let request = PlanRequest {
         catalog: &catalog,
         path: &folder,
-        model: &model,
+        config: &config,
         families: &Families::built_in().unwrap(),
+        user: &UserRules::default(),
         topology: &topology,
         mesh,
-        uneven: false,
+        sharing: &Sharing::default(),
     };
     (build(&request).unwrap(), catalog)
 }

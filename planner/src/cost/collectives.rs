@@ -1,6 +1,8 @@
 //! The collectives that a partition makes necessary while the model runs.
 
 use crate::{
+    checkpoint::Dtype,
+    partition::Axis,
     plan::{Plan, TensorGroup},
     rules::{Role, StageRule},
 };
@@ -21,53 +23,77 @@ pub struct Collective {
 /// Every collective of one pass through the model, in the order of the plan.
 ///
 /// Row-parallel modules and vocabulary-parallel embeddings leave partial sums, which an all-reduce adds up; a
-/// vocabulary-parallel head leaves a part of the logits on each rank, which are gathered (Shoeybi et al. 2019). Between
-/// pipeline stages the hidden state is sent on. Activations are taken to have the dtype of the weights.
+/// vocabulary-parallel head leaves a part of the logits on each rank, which are gathered (Shoeybi et al. 2019). The experts
+/// of a layer add up on each rank first. Ranks that hold whole experts get the tokens that are routed to them and send back
+/// what these give: all-to-all where data-parallel copies have tokens of their own, else the same sum. A norm over features
+/// that ranks share adds up their squares. Between pipeline stages the hidden state is sent on. Activations are taken to have
+/// the dtype of the weights, or 16 bits where these are quantised.
 pub fn collectives(plan: &Plan) -> Vec<Collective> {
-    let mut found = Vec::new();
-    let weights = plan.tensors.iter().filter(|group| group.shape.len() == 2);
+    let mut found: Vec<Collective> = Vec::new();
     let tied = plan.tensors.iter().all(|group| group.role != Role::VocabParallelHead);
-    for group in weights {
-        found.extend(after_module(plan, group, group.role));
+    for group in plan.tensors.iter().filter(|group| is_weight(group)) {
+        let mut add = |role| {
+            let Some(next) = after_module(plan, group, role) else { return };
+            // Modules of one name that are stored differently are one step of the model.
+            match found.iter_mut().find(|other| other.after == next.after && other.kind == next.kind) {
+                Some(other) => other.times += next.times,
+                None => found.push(next),
+            }
+        };
+        add(group.role);
         if tied && group.role == Role::VocabParallelEmbedding {
             // It is the head too.
-            found.extend(after_module(plan, group, Role::VocabParallelHead));
+            add(Role::VocabParallelHead);
         }
     }
     let stages = u64::from(plan.mesh.pp());
-    if stages > 1 {
+    if stages > 1
+        && let Some(hidden) = plan.model.hidden
+    {
         found.push(Collective {
             kind: "send/recv",
             after: "each stage but the last".to_owned(),
             times: stages - 1,
-            bytes_per_token: plan.model.hidden * activation_bytes(plan),
+            bytes_per_token: hidden * activation_bytes(plan),
         });
     }
     found
 }
 
+/// Whether the group is what its module computes with, rather than a scale or a bias beside it.
+fn is_weight(group: &TensorGroup) -> bool {
+    group.outputs.is_some()
+}
+
 fn after_module(plan: &Plan, group: &TensorGroup, role: Role) -> Option<Collective> {
     let tp = u64::from(plan.mesh.tp());
-    if tp == 1 {
-        return None;
-    }
-    let bytes = group.dtype.bitsize() as u64 / 8;
-    let (kind, elements) = match role {
-        Role::RowParallel => ("all-reduce", group.shape[0]),
-        Role::VocabParallelEmbedding => ("all-reduce", group.shape[1]),
-        Role::VocabParallelHead => ("all-gather", group.shape[0].div_ceil(tp)),
+    let out = group.outputs?;
+    let whole_experts = group.partition.axis() == Axis::Expert;
+    let bytes = activation_bytes(plan);
+    let (kind, bytes_per_token) = match role {
+        Role::RowParallel if whole_experts && plan.mesh.dp() > 1 => ("all-to-all", out * bytes),
+        _ if tp == 1 => return None,
+        Role::RowParallel => ("all-reduce", out * bytes),
+        Role::VocabParallelEmbedding => ("all-reduce", group.shape.get(1)? * bytes),
+        Role::VocabParallelHead => ("all-gather", out.div_ceil(tp) * bytes),
+        // A sum of squares in float32.
+        Role::ShardedNorm => ("all-reduce", 4),
         Role::ColumnParallel | Role::Replicated => return None,
     };
     let times = match group.stage {
-        StageRule::Layer => group.count(),
-        _ => 1,
+        StageRule::Layer => group.layers(),
+        _ => group.count(),
     };
-    let after = group.collapsed();
-    Some(Collective { kind, after, times, bytes_per_token: elements * bytes })
+    Some(Collective { kind, after: group.collapsed(), times, bytes_per_token })
 }
 
-/// Bytes of one activation: those of the widest float that the layers' matrices are stored in.
+/// Bytes of one activation: those of the widest float that the layers' matrices are stored in, if any is wide enough.
 fn activation_bytes(plan: &Plan) -> u64 {
-    let matrices = plan.tensors.iter().filter(|group| group.role == Role::RowParallel);
-    matrices.map(|group| group.dtype.bitsize() as u64 / 8).max().unwrap_or(2)
+    let matrices =
+        plan.tensors.iter().filter(|group| group.role == Role::RowParallel && group.outputs.is_some());
+    let floats = matrices.map(|group| match group.dtype {
+        Dtype::F32 => 4,
+        _ => 2,
+    });
+    floats.max().unwrap_or(2)
 }

@@ -1,9 +1,6 @@
 //! Bytes of weights on each rank.
 
-use crate::{
-    plan::{Plan, PlanError},
-    rules::Role,
-};
+use crate::plan::{Plan, PlanError};
 
 /// Every tensor begins at a multiple of this many bytes in a rank's memory; what CUDA's own allocations are aligned to.
 pub const TENSOR_ALIGNMENT: u64 = 256;
@@ -36,15 +33,14 @@ pub fn memory_per_rank(plan: &Plan) -> Result<Vec<MemoryUse>, PlanError> {
     for group in &plan.tensors {
         let slices = plan.slices_of(group)?;
         let bits = group.dtype.bitsize() as u64;
-        let counts = plan.tensors_per_stage(group);
         for (rank, used) in (0u32..).zip(&mut uses) {
             let place = mesh.coordinates(rank);
-            let Some(slice) = &slices[place.tp as usize] else { continue };
-            let count = counts[place.pp as usize];
+            let Some(slice) = &slices.by_rank()[plan.place_on(slices.axis(), place)] else { continue };
+            let count = plan.tensors_held(group, &slices, place);
             let bytes = slice.elements() * bits / 8;
             let rows = slice.shape.get(slice.dim).copied().unwrap_or(1).max(1);
             used.tensors += count;
-            used.weights += placed_bytes(bytes) * count;
+            used.weights = used.weights.saturating_add(placed_bytes(bytes).saturating_mul(count));
             used.padding += bytes / rows * slice.padding * count;
             let shared: u64 = slice
                 .pieces
@@ -52,7 +48,6 @@ pub fn memory_per_rank(plan: &Plan) -> Result<Vec<MemoryUse>, PlanError> {
                 .filter(|piece| piece.replicas > 1)
                 .map(|piece| piece.region.elements() * bits / 8)
                 .sum();
-            debug_assert!(group.role != Role::Replicated || shared == bytes || mesh.tp() == 1);
             used.replicated += shared * count;
         }
     }

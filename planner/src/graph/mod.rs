@@ -1,11 +1,14 @@
-//! The tensors of a checkpoint as modules, with repeated blocks collapsed.
+//! The tensors of a checkpoint as modules, with repeated blocks collapsed, and how data flows between them.
 //!
-//! In comes the catalog; out go [`ParameterGroup`]s: all tensors whose names differ in numbers only (`model.layers.0.…`,
-//! `model.layers.1.…`) and that have the same dtype and shape, so that 91,000 tensors are decided as some dozens. It knows
-//! names and shapes, not what a module is for.
+//! In comes the catalog; out go [`Module`]s: all tensors whose names differ in numbers only (`model.layers.0.…`,
+//! `model.layers.1.…`) and that are stored alike, so that 91,000 tensors are decided as some dozens. From their logical
+//! shapes follows the [`TensorGraph`]: which modules read the residual stream, which add to it, and which read what others
+//! of their block computed. It knows names and shapes, not what a module is for.
 
-mod group;
+mod flow;
+mod module;
 mod name_pattern;
 
-pub use group::{ParameterGroup, group_parameters};
+pub use flow::{Matrix, TensorGraph};
+pub use module::{Module, Parameter, modules};
 pub use name_pattern::{NamePattern, NamePatternError, PatternPart};

@@ -1,6 +1,5 @@
 //! Reading `config.json`.
 
-use super::ModelSpec;
 use serde_json::{Map, Value};
 use std::{
     io::{self, Read},
@@ -14,7 +13,13 @@ pub const CONFIG_NAME: &str = "config.json";
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// Largest number a dimension may have: beyond any model, and small enough that products of three never overflow.
-const MAX_DIMENSION: u64 = 1 << 20;
+pub(super) const MAX_DIMENSION: u64 = 1 << 20;
+
+/// How deep sections are looked for: `thinker_config.text_config`.
+const MAX_SECTION_DEPTH: usize = 3;
+
+/// Where a multimodal model's configuration describes its language model.
+const TEXT_SECTIONS: [&str; 4] = ["text_config", "llm_config", "language_config", "decoder"];
 
 /// Why a configuration could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +52,7 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// The key.
-        key: &'static str,
+        key: String,
     },
     /// A dimension is not a number that a model can have.
     #[error("{}: `{key}` is {value}, not a number from 1 to {MAX_DIMENSION}", path.display())]
@@ -55,25 +60,17 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// The key.
-        key: &'static str,
+        key: String,
         /// What stands there, shortened.
         value: String,
     },
-    /// Two dimensions contradict each other.
+    /// Two entries contradict each other.
     #[error("{}: {reason}", path.display())]
     Contradiction {
         /// The file.
         path: PathBuf,
         /// Which, with their numbers.
         reason: String,
-    },
-    /// The weights are stored in a form that is not planned yet.
-    #[error("{}: the weights are quantised by `{method}`, whose layout is not planned yet", path.display())]
-    Quantised {
-        /// The file.
-        path: PathBuf,
-        /// `quant_method`.
-        method: String,
     },
 }
 
@@ -87,19 +84,171 @@ impl ConfigError {
             Self::Read { .. } => return None,
             Self::NotJson { .. } => "fetch config.json again",
             Self::MissingKey { .. } | Self::BadValue { .. } | Self::Contradiction { .. } => {
-                "config.json is not that of a decoder with attention heads, or it was edited; fetch it again"
+                "config.json is not that of this checkpoint, or it was edited; fetch it again"
             }
-            Self::Quantised { .. } => "plan the checkpoint with its original (bf16, f16 or f32) weights",
         };
         Some(help.to_owned())
     }
 }
 
-/// Reads the configuration at `path`; where the dimensions stand under `text_config`, they are taken from there.
-///
-/// # Errors
-/// [`ConfigError`] names the file, the key and the value.
-pub fn read_config(path: &Path) -> Result<ModelSpec, ConfigError> {
+/// A `config.json`, as it is written.
+#[derive(Debug, Clone)]
+pub struct Config {
+    path: PathBuf,
+    top: Map<String, Value>,
+}
+
+/// The part of a configuration that describes one part of the model: its language model, its vision tower.
+#[derive(Debug, Clone, Copy)]
+pub struct Section<'a> {
+    config: &'a Config,
+    entries: &'a Map<String, Value>,
+    /// What is different in one layer.
+    of_layer: Option<&'a Map<String, Value>>,
+    /// Whether what is not here is looked for at the top.
+    falls_back: bool,
+}
+
+impl Config {
+    /// Reads the configuration at `path`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let top = read_object(path)?;
+        Ok(Self { path: path.to_owned(), top })
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The part that describes the language model: a section of its own in multimodal models, else the whole.
+    pub fn text(&self) -> Section<'_> {
+        self.section(&TEXT_SECTIONS).unwrap_or(Section {
+            config: self,
+            entries: &self.top,
+            of_layer: None,
+            falls_back: false,
+        })
+    }
+
+    /// The first section with one of these names, at the top or inside another section.
+    pub fn section(&self, names: &[impl AsRef<str>]) -> Option<Section<'_>> {
+        names.iter().find_map(|name| find_object(&self.top, name.as_ref(), MAX_SECTION_DEPTH)).map(
+            |entries| Section {
+                config: self,
+                entries,
+                of_layer: None,
+                falls_back: TEXT_SECTIONS.iter().any(|text| names.iter().any(|n| n.as_ref() == *text)),
+            },
+        )
+    }
+
+    /// `model_type`s from the outermost to that of the language model.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when there is none, or one is no name.
+    pub fn model_types(&self) -> Result<Vec<String>, ConfigError> {
+        let mut types = Vec::new();
+        for value in [self.top.get("model_type"), self.text().entries.get("model_type")].into_iter().flatten()
+        {
+            match value {
+                Value::String(name) if name.len() <= 100 && !types.contains(name) => types.push(name.clone()),
+                Value::String(name) if name.len() <= 100 => {}
+                _ => return Err(self.contradiction("`model_type` is not a name".to_owned())),
+            }
+        }
+        if types.is_empty() { Err(self.missing("model_type")) } else { Ok(types) }
+    }
+
+    /// The value of `key` at the top or in the language model's section; JSON `null` counts as absent.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        let top = self.top.get(key).filter(|value| !value.is_null());
+        top.or_else(|| self.text().get(key))
+    }
+
+    pub(crate) fn missing(&self, key: &str) -> ConfigError {
+        ConfigError::MissingKey { path: self.path.clone(), key: key.to_owned() }
+    }
+
+    pub(crate) fn contradiction(&self, reason: String) -> ConfigError {
+        ConfigError::Contradiction { path: self.path.clone(), reason }
+    }
+}
+
+impl<'a> Section<'a> {
+    /// The configuration it is a part of.
+    pub fn config(self) -> &'a Config {
+        self.config
+    }
+
+    /// The same for layer `layer`, where the configuration has entries for it alone (`per_layer_config`).
+    pub fn of_layer(self, layer: u32) -> Self {
+        let all = self.entries.get("per_layer_config").and_then(Value::as_object);
+        let of_layer = all.and_then(|all| all.get(&layer.to_string())).and_then(Value::as_object);
+        Self { of_layer, ..self }
+    }
+
+    /// The value of `key`, which may name an entry inside another: `ffn_config.ffn_hidden_size`. JSON `null` counts as
+    /// absent.
+    pub fn get(self, key: &str) -> Option<&'a Value> {
+        let here =
+            self.of_layer.and_then(|of_layer| lookup(of_layer, key)).or_else(|| lookup(self.entries, key));
+        here.or_else(|| if self.falls_back { lookup(&self.config.top, key) } else { None })
+    }
+
+    /// The number under `key`, which must be one that a dimension can have. Where there is a list with one number for each
+    /// layer, it must be the same for all; where it is not, there is no one number.
+    ///
+    /// # Errors
+    /// [`ConfigError::BadValue`] for anything else.
+    pub fn number(self, key: &str) -> Result<Option<u64>, ConfigError> {
+        let value = match self.get(key) {
+            None | Some(Value::Bool(false)) => return Ok(None),
+            Some(Value::Array(values)) => match values.split_first() {
+                Some((first, rest)) if rest.iter().all(|value| value == first) => first,
+                _ => return Ok(None),
+            },
+            Some(value) => value,
+        };
+        match value.as_u64() {
+            Some(number @ 1..=MAX_DIMENSION) => Ok(Some(number)),
+            _ => Err(ConfigError::BadValue {
+                path: self.config.path.clone(),
+                key: key.to_owned(),
+                value: value.to_string().chars().take(40).collect(),
+            }),
+        }
+    }
+
+    /// Whether `key` is `true`.
+    pub fn flag(self, key: &str) -> bool {
+        self.get(key).and_then(Value::as_bool).unwrap_or(false)
+    }
+}
+
+fn lookup<'a>(entries: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
+    let mut parts = key.split('.');
+    let first = entries.get(parts.next()?)?;
+    parts.try_fold(first, |value, part| value.get(part)).filter(|value| !value.is_null())
+}
+
+fn find_object<'a>(
+    entries: &'a Map<String, Value>,
+    name: &str,
+    depth: usize,
+) -> Option<&'a Map<String, Value>> {
+    if let Some(found) = entries.get(name).and_then(Value::as_object) {
+        return Some(found);
+    }
+    let inner = depth.checked_sub(1)?;
+    entries.values().filter_map(Value::as_object).find_map(|object| find_object(object, name, inner))
+}
+
+/// Reads a JSON object of bounded length from a regular file.
+fn read_object(path: &Path) -> Result<Map<String, Value>, ConfigError> {
     let read_error = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => ConfigError::Missing { path: path.to_owned() },
         _ => ConfigError::Read { path: path.to_owned(), source },
@@ -115,160 +264,5 @@ pub fn read_config(path: &Path) -> Result<ModelSpec, ConfigError> {
     if text.len() as u64 > MAX_CONFIG_BYTES {
         return Err(not_json(format!("it has more than {MAX_CONFIG_BYTES} bytes")));
     }
-    let top: Map<String, Value> =
-        serde_json::from_slice(&text).map_err(|error| not_json(error.to_string()))?;
-    Config::new(path, &top)?.spec()
-}
-
-/// A configuration's keys, with the file for messages.
-struct Config<'a> {
-    path: &'a Path,
-    top: &'a Map<String, Value>,
-    /// `text_config` where there is one: a multimodal model's decoder.
-    text: &'a Map<String, Value>,
-}
-
-impl<'a> Config<'a> {
-    fn new(path: &'a Path, top: &'a Map<String, Value>) -> Result<Self, ConfigError> {
-        let text = top.get("text_config").and_then(Value::as_object).unwrap_or(top);
-        let config = Self { path, top, text };
-        if let Some(quantisation) = config.get("quantization_config") {
-            let method =
-                quantisation.get("quant_method").and_then(Value::as_str).unwrap_or("an unnamed method");
-            return Err(ConfigError::Quantised {
-                path: path.to_owned(),
-                method: method.chars().take(40).flat_map(char::escape_debug).collect(),
-            });
-        }
-        Ok(config)
-    }
-
-    fn spec(&self) -> Result<ModelSpec, ConfigError> {
-        let hidden = self.required("hidden_size")?;
-        let query_heads = self.required("num_attention_heads")?;
-        let kv_heads = self.number("num_key_value_heads")?.unwrap_or(query_heads);
-        if !query_heads.is_multiple_of(kv_heads) {
-            return Err(self.contradiction(format!(
-                "{query_heads} attention heads are no multiple of {kv_heads} key/value heads"
-            )));
-        }
-        let head_size = match self.number("head_dim")? {
-            Some(head_size) => head_size,
-            None if hidden.is_multiple_of(query_heads) => hidden / query_heads,
-            None => {
-                return Err(self.contradiction(format!(
-                    "hidden_size {hidden} is no multiple of {query_heads} attention heads, and there is no head_dim"
-                )));
-            }
-        };
-        let model_type = match self.text.get("model_type").or_else(|| self.top.get("model_type")) {
-            Some(Value::String(name)) if name.len() <= 100 => name.clone(),
-            Some(_) => return Err(self.contradiction("`model_type` is not a name".to_owned())),
-            None => return Err(self.missing("model_type")),
-        };
-        Ok(ModelSpec {
-            model_type,
-            hidden,
-            intermediate: self.required("intermediate_size")?,
-            layers: self.required("num_hidden_layers")?,
-            query_heads,
-            kv_heads,
-            head_size,
-            vocabulary: self.required("vocab_size")?,
-            tied_embeddings: self.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false),
-        })
-    }
-
-    /// The value of `key`, from the decoder's own configuration first; JSON `null` counts as absent.
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        self.text.get(key).or_else(|| self.top.get(key)).filter(|value| !value.is_null())
-    }
-
-    fn number(&self, key: &'static str) -> Result<Option<u64>, ConfigError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
-        match value.as_u64() {
-            Some(number @ 1..=MAX_DIMENSION) => Ok(Some(number)),
-            _ => Err(ConfigError::BadValue {
-                path: self.path.to_owned(),
-                key,
-                value: value.to_string().chars().take(40).collect(),
-            }),
-        }
-    }
-
-    fn required(&self, key: &'static str) -> Result<u64, ConfigError> {
-        self.number(key)?.ok_or_else(|| self.missing(key))
-    }
-
-    fn missing(&self, key: &'static str) -> ConfigError {
-        ConfigError::MissingKey { path: self.path.to_owned(), key }
-    }
-
-    fn contradiction(&self, reason: String) -> ConfigError {
-        ConfigError::Contradiction { path: self.path.to_owned(), reason }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(json: &str) -> Result<ModelSpec, ConfigError> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(CONFIG_NAME);
-        std::fs::write(&path, json).unwrap();
-        read_config(&path)
-    }
-
-    const PLAIN: &str = r#"{"model_type":"llama","hidden_size":64,"intermediate_size":160,
-        "num_hidden_layers":2,"num_attention_heads":8,"vocab_size":96}"#;
-
-    #[test]
-    fn absent_keys_have_their_defaults() {
-        let spec = read(PLAIN).unwrap();
-        assert_eq!((spec.kv_heads, spec.head_size, spec.tied_embeddings), (8, 8, false));
-    }
-
-    #[test]
-    fn a_decoder_under_text_config_is_found() {
-        let json = format!(r#"{{"model_type":"llava","tie_word_embeddings":true,"text_config":{PLAIN}}}"#);
-        let spec = read(&json).unwrap();
-        assert_eq!((spec.model_type.as_str(), spec.hidden), ("llama", 64));
-        assert!(spec.tied_embeddings);
-    }
-
-    #[test]
-    fn an_explicit_head_dim_wins_over_the_quotient() {
-        let json = PLAIN.replace(r#""vocab_size""#, r#""head_dim":32,"num_key_value_heads":2,"vocab_size""#);
-        let spec = read(&json).unwrap();
-        assert_eq!((spec.head_size, spec.kv_heads), (32, 2));
-    }
-
-    #[test]
-    fn what_is_wrong_is_named_with_its_numbers() {
-        let cases = [
-            (PLAIN.replace("64", "0"), "`hidden_size` is 0"),
-            (PLAIN.replace("64", "\"x\""), "`hidden_size` is \"x\""),
-            (PLAIN.replace("64", "9999999999"), "`hidden_size` is 9999999999"),
-            (PLAIN.replace("vocab_size", "vocab"), "has no `vocab_size`"),
-            (PLAIN.replace(r#":8,"#, r#":7,"#), "hidden_size 64 is no multiple of 7"),
-            (
-                PLAIN.replace(r#""vocab"#, r#""num_key_value_heads":3,"vocab"#),
-                "8 attention heads are no multiple of 3",
-            ),
-            (
-                PLAIN.replace(r#""vocab"#, r#""quantization_config":{"quant_method":"gptq"},"vocab"#),
-                "quantised by `gptq`",
-            ),
-            (PLAIN.replace("\"llama\"", "7"), "`model_type` is not a name"),
-            ("[1]".to_owned(), "not the JSON"),
-        ];
-        for (json, expected) in cases {
-            let error = read(&json).unwrap_err();
-            assert!(error.to_string().contains(expected), "{error}");
-            assert!(error.help().is_some());
-        }
-        let missing = read_config(Path::new("/nowhere/config.json")).unwrap_err();
-        assert!(matches!(missing, ConfigError::Missing { .. }));
-    }
+    serde_json::from_slice(&text).map_err(|error| not_json(error.to_string()))
 }

@@ -1,10 +1,15 @@
 //! What the model is: the dimensions that `config.json` declares, and what they mean.
 //!
-//! In comes the text of a `config.json`; out goes a [`ModelSpec`], whose numbers are checked against each other. It knows
-//! no tensor: whether the checkpoint's shapes agree is checked where the rules meet the tensors.
+//! In comes a `config.json` and a [`Vocabulary`] of what sizes are called in it; out go [`Measures`], by which rules name
+//! dimensions, and a [`ModelSpec`] for people. It knows no tensor: whether the checkpoint's shapes agree is checked where
+//! the rules meet the tensors.
 
 mod config;
+mod dimensions;
+mod expression;
 mod spec;
 
-pub use config::{CONFIG_NAME, ConfigError, read_config};
-pub use spec::{Dimension, ModelSpec};
+pub use config::{CONFIG_NAME, Config, ConfigError, Section};
+pub(crate) use dimensions::VocabularyDocument;
+pub use dimensions::{Dimension, Measures, Vocabulary};
+pub use spec::ModelSpec;

@@ -1,100 +1,116 @@
 //! The model's dimensions under the field's names.
 
+use super::{
+    config::{Config, ConfigError},
+    dimensions::{Measures, Vocabulary},
+};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The dimensions of a decoder, as its configuration declares them. Every number is at least 1, and the query heads are
-/// a multiple of the key/value heads.
+/// What a plan says of its model: the dimensions that its configuration declares, as far as it does. Every number is at
+/// least 1, and the query heads are a multiple of the key/value heads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
     /// `model_type`, by which a family is chosen.
     pub model_type: String,
     /// Width of the residual stream.
-    pub hidden: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<u64>,
     /// Width inside the feed-forward layer.
-    pub intermediate: u64,
-    /// Repeated blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intermediate: Option<u64>,
+    /// Repeated blocks; 0 where there are none.
     pub layers: u64,
     /// Attention (query) heads.
-    pub query_heads: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query_heads: Option<u64>,
     /// Key/value heads; fewer than query heads under grouped-query attention.
-    pub kv_heads: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_heads: Option<u64>,
     /// Elements in a head.
-    pub head_size: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_size: Option<u64>,
+    /// Routed experts in a layer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<u64>,
     /// Rows of the embedding.
-    pub vocabulary: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocabulary: Option<u64>,
     /// Whether the output head is the embedding.
     pub tied_embeddings: bool,
-}
-
-/// A dimension that a rule can name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Dimension {
-    /// Width of the residual stream.
-    Hidden,
-    /// Width inside the feed-forward layer.
-    Intermediate,
-    /// All query heads one after the other.
-    QueryHeads,
-    /// All key/value heads one after the other.
-    KvHeads,
-    /// One head.
-    HeadSize,
-    /// Rows of the embedding.
-    Vocabulary,
-}
-
-impl Dimension {
-    /// Every dimension, in the order in which messages list them.
-    pub const ALL: [Self; 6] =
-        [Self::Hidden, Self::Intermediate, Self::QueryHeads, Self::KvHeads, Self::HeadSize, Self::Vocabulary];
-
-    /// The words by which rules name it.
-    pub fn words(self) -> &'static str {
-        match self {
-            Self::Hidden => "hidden",
-            Self::Intermediate => "intermediate",
-            Self::QueryHeads => "query heads",
-            Self::KvHeads => "kv heads",
-            Self::HeadSize => "head size",
-            Self::Vocabulary => "vocabulary",
-        }
-    }
+    /// How the weights are quantised, in short; absent where they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantised: Option<String>,
 }
 
 impl ModelSpec {
-    /// Elements along `dimension`, with how they come about for messages: `8 kv heads × 128`.
-    pub fn size_of(&self, dimension: Dimension) -> (u64, String) {
-        let heads = |heads: u64| {
-            let words = dimension.words();
-            (heads * self.head_size, format!("{heads} {words} × {}", self.head_size))
-        };
-        match dimension {
-            Dimension::Hidden => (self.hidden, format!("hidden {}", self.hidden)),
-            Dimension::Intermediate => (self.intermediate, format!("intermediate {}", self.intermediate)),
-            Dimension::QueryHeads => heads(self.query_heads),
-            Dimension::KvHeads => heads(self.kv_heads),
-            Dimension::HeadSize => (self.head_size, format!("head size {}", self.head_size)),
-            Dimension::Vocabulary => (self.vocabulary, format!("vocabulary {}", self.vocabulary)),
+    /// What `config` says of the model.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the key and the value of whatever is no dimension, or contradicts another.
+    pub fn of(config: &Config, vocabulary: &Vocabulary) -> Result<Self, ConfigError> {
+        let text = config.text();
+        let measures = Measures::new(vocabulary, text);
+        let size = |name: &str| measures.size(name);
+        let (query_heads, kv_heads) = (size("heads")?, size("kv")?);
+        if let (Some(query), Some(kv)) = (query_heads, kv_heads)
+            && !query.is_multiple_of(kv)
+        {
+            return Err(config
+                .contradiction(format!("{query} attention heads are no multiple of {kv} key/value heads")));
         }
+        let hidden = size("hidden")?;
+        let head_size = size("head size")?;
+        if let (Some(hidden), Some(heads), None) = (hidden, query_heads, head_size) {
+            return Err(config.contradiction(format!(
+                "hidden_size {hidden} is no multiple of {heads} attention heads, and there is no head_dim"
+            )));
+        }
+        let model_type = config.model_types()?.swap_remove(0);
+        Ok(Self {
+            model_type,
+            hidden,
+            intermediate: size("intermediate")?,
+            layers: size("layers")?.unwrap_or(0),
+            query_heads,
+            kv_heads,
+            head_size,
+            experts: size("experts")?,
+            vocabulary: size("vocabulary")?,
+            tied_embeddings: config
+                .get("tie_word_embeddings")
+                .and_then(serde_json::Value::as_bool)
+                .unwrap_or(false),
+            quantised: None,
+        })
     }
 }
 
 impl fmt::Display for ModelSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}: {} layers, hidden {}, intermediate {}, {} query and {} kv heads of {}, vocabulary {}{}",
-            self.model_type.escape_debug(),
-            self.layers,
-            self.hidden,
-            self.intermediate,
-            self.query_heads,
-            self.kv_heads,
-            self.head_size,
-            self.vocabulary,
-            if self.tied_embeddings { ", tied embeddings" } else { "" },
-        )
+        write!(f, "{}: {} layers", self.model_type.escape_debug(), self.layers)?;
+        let mut number = |words: &str, number: Option<u64>| match number {
+            Some(number) => write!(f, ", {words} {number}"),
+            None => Ok(()),
+        };
+        number("hidden", self.hidden)?;
+        number("intermediate", self.intermediate)?;
+        if let (Some(query), Some(kv), Some(size)) = (self.query_heads, self.kv_heads, self.head_size) {
+            write!(f, ", {query} query and {kv} kv heads of {size}")?;
+        }
+        if let Some(experts) = self.experts {
+            write!(f, ", {experts} experts")?;
+        }
+        if let Some(vocabulary) = self.vocabulary {
+            write!(f, ", vocabulary {vocabulary}")?;
+        }
+        if self.tied_embeddings {
+            f.write_str(", tied embeddings")?;
+        }
+        if let Some(quantised) = &self.quantised {
+            write!(f, ", {}", quantised.escape_debug())?;
+        }
+        Ok(())
     }
 }

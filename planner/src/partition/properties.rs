@@ -10,16 +10,22 @@ use proptest::prelude::*;
 struct Case {
     shape: Vec<u64>,
     partition: Partition,
-    parts: u32,
+    shares: Shares,
 }
 
 fn segment() -> impl Strategy<Value = Segment> {
-    let when_few = prop_oneof![Just(WhenFew::Refuse), Just(WhenFew::Share)];
-    (1u64..9, 1u64..5, 1u64..4, when_few).prop_map(|(groups, units, unit, when_few)| {
-        // Sharing is for what is one unit a group: key/value heads.
-        let units = if when_few == WhenFew::Share { 1 } else { units };
-        Segment::new(groups, units, unit, when_few).unwrap()
+    (1u64..9, 1u64..5, 1u64..4, prop::option::of(1u64..12)).prop_map(|(groups, units, unit, shared)| {
+        let segment = Segment::new(groups, units, unit).unwrap();
+        shared.and_then(|pieces| segment.with_shared(pieces).ok()).unwrap_or(segment)
     })
+}
+
+fn shares(parts: u32) -> impl Strategy<Value = Shares> {
+    let weighted = prop::collection::vec(1u32..5, parts as usize);
+    prop_oneof![
+        2 => Just(Shares::equal(parts)),
+        1 => weighted.prop_map(move |weights| Shares::weighted(parts, &weights)),
+    ]
 }
 
 fn case() -> impl Strategy<Value = Case> {
@@ -35,15 +41,15 @@ fn case() -> impl Strategy<Value = Case> {
             }
             let dim = place.index(shape.len() + 1);
             shape.insert(dim, segments.iter().map(|segment| segment.len()).sum());
-            let split = Split { dim, segments, remainder };
+            let split = Split { dim, segments, remainder, axis: Axis::Tensor };
             (shape, Partition::Split(split))
         });
     let whole = (
         prop::collection::vec(1u64..5, 0..4),
         prop_oneof![Just(Partition::Replicated), Just(Partition::FirstRank)],
     );
-    (prop_oneof![4 => split.boxed(), 1 => whole.boxed()], 1u32..13)
-        .prop_map(|((shape, partition), parts)| Case { shape, partition, parts })
+    (prop_oneof![4 => split.boxed(), 1 => whole.boxed()], (1u32..13).prop_flat_map(shares))
+        .prop_map(|((shape, partition), shares)| Case { shape, partition, shares })
 }
 
 /// Every index of a tensor of `shape`, row-major.
@@ -62,7 +68,7 @@ fn holds(region: &TensorBox, index: &[u64]) -> bool {
 
 /// The slices, or `None` where the partition is refused because it does not divide.
 fn slices(case: &Case) -> Option<Vec<Option<Slice>>> {
-    match case.partition.slices(&case.shape, case.parts) {
+    match case.partition.slices(&case.shape, &case.shares) {
         Ok(slices) => Some(slices),
         Err(PartitionError::Indivisible(_)) => None,
         Err(other) => panic!("{other}"),
@@ -106,7 +112,8 @@ proptest! {
     #[test]
     fn slices_have_one_shape_unless_uneven(case in case()) {
         let Some(slices) = slices(&case) else { return Ok(()) };
-        if case.partition.is_uneven() || case.partition == Partition::FirstRank {
+        let may_differ = case.partition.is_uneven() || !case.shares.are_equal();
+        if may_differ || case.partition == Partition::FirstRank {
             return Ok(());
         }
         for slice in &slices {
@@ -147,15 +154,27 @@ proptest! {
         prop_assert_eq!(end, case.shape[split.dim]);
     }
 
-    /// Query heads and the key/value heads they read are dealt to the same ranks, even or not.
+    /// Query heads and the key/value heads they read are dealt to the same ranks, even or not, and however many query heads
+    /// must stay together.
     #[test]
-    fn query_heads_follow_their_key_value_head(groups in 1u64..9, per_group in 1u64..9, parts in 1u32..17) {
-        let (query, kv) = Segment::attention_heads(groups * per_group, groups, 1).unwrap();
-        let query = deal(query, parts, Remainder::Uneven).unwrap();
-        let kv = deal(kv, parts, Remainder::Uneven).unwrap();
+    fn query_heads_follow_their_key_value_head(
+        groups in 1u64..9, per_group in 1u64..9, together in 1u64..9, shares in (1u32..17).prop_flat_map(shares),
+    ) {
+        let heads = groups * per_group;
+        let (query, kv) = match heads.is_multiple_of(together) {
+            true => {
+                let units = Segment::new(heads / together, 1, together).unwrap();
+                let kv = Segment::new(heads / together, 1, 1).unwrap();
+                (units, kv.with_shared(groups).unwrap_or(kv))
+            }
+            false => Segment::attention_heads(heads, groups, 1).unwrap(),
+        };
+        let query = deal(query, &shares, Remainder::Uneven).unwrap();
+        let kv = deal(kv, &shares, Remainder::Uneven).unwrap();
         for (query, kv) in query.iter().zip(&kv) {
-            for head in query.start..query.stop {
-                prop_assert!((kv.start..kv.stop).contains(&(head / per_group)));
+            for head in query.runs.iter().flat_map(|run| run.start..run.stop) {
+                let read = head / per_group;
+                prop_assert!(kv.runs.iter().any(|run| (run.start..run.stop).contains(&read)));
             }
         }
     }
@@ -163,30 +182,40 @@ proptest! {
     /// What is stored in blocks is cut where the weight is cut: at the same logical element.
     #[test]
     fn stored_forms_of_one_module_are_cut_alike(
-        groups in 1u64..12, unit in 1u64..4, factor in 1u64..5, parts in 1u32..6, uneven in any::<bool>(),
+        units in 1u64..12, unit in 1u64..4, block in 1u64..5, words in 1u64..4, parts in 1u32..6, uneven in any::<bool>(),
     ) {
-        let role = Segment::new(groups * factor, 1, unit, WhenFew::Refuse).unwrap();
-        let segment = role.coarsened(factor).unwrap();
-        prop_assert_eq!(segment.len(), role.len());
-        prop_assert!(segment.unit().is_multiple_of(unit) && segment.unit().is_multiple_of(factor));
+        let segment = Segment::new(units, 1, unit * block).unwrap();
         let remainder = if uneven { Remainder::Uneven } else { Remainder::Refuse };
-        let logical = LogicalPartition::Split { dim: Logical::In, segments: vec![segment], remainder };
+        let logical =
+            LogicalPartition::Split { dim: Logical::In, segments: vec![segment], remainder, axis: Axis::Tensor };
         let weight = Storage::weight().project(&logical).unwrap();
-        let scales = Storage {
-            dimensions: vec![StoredDimension { logical: Some(Logical::In), factor }],
-            added_to_output: false,
-        };
-        let scales = scales.project(&logical).unwrap();
+        let packed = StoredDimension { logical: Some(Logical::In), elements: block, stored: words };
+        let scales = Storage::of(vec![packed]).project(&logical).unwrap();
+        let shares = Shares::equal(parts);
         let (weight, scales) = (
-            weight.slices(&[1, role.len()], parts),
-            scales.slices(&[role.len() / factor], parts),
+            weight.slices(&[1, segment.len()], &shares),
+            scales.slices(&[segment.len() / block * words], &shares),
         );
         prop_assert_eq!(weight.is_ok(), scales.is_ok());
         for (weight, scales) in weight.into_iter().flatten().zip(scales.into_iter().flatten()) {
             let weight = weight.map(|s| (s.pieces[0].region.start[1], s.pieces[0].region.stop[1]));
-            let scales = scales.map(|s| (s.pieces[0].region.start[0] * factor, s.pieces[0].region.stop[0] * factor));
+            let logical = |stored: u64| stored / words * block;
+            let scales = scales.map(|s| (logical(s.pieces[0].region.start[0]), logical(s.pieces[0].region.stop[0])));
             prop_assert_eq!(weight, scales);
         }
+    }
+
+    /// Whole tensors, such as experts, each go to one rank, in contiguous runs.
+    #[test]
+    fn every_number_is_assigned_to_one_rank(of in 1u64..40, shares in (1u32..9).prop_flat_map(shares)) {
+        let assigned = Assigned { number: 0, of, remainder: Remainder::Uneven, axis: Axis::Expert };
+        let runs = assigned.numbers(&shares).unwrap();
+        let mut end = 0;
+        for (start, stop) in runs.into_iter().filter(|(start, stop)| start < stop) {
+            prop_assert_eq!(start, end);
+            end = stop;
+        }
+        prop_assert_eq!(end, of);
     }
 }
 
@@ -196,25 +225,23 @@ fn a_row_parallel_bias_is_held_once_and_a_column_parallel_one_is_cut() {
         dim,
         segments: vec![Segment::elements(8).unwrap()],
         remainder: Remainder::Refuse,
+        axis: Axis::Tensor,
     };
     let row = Storage::bias().project(&split(Logical::In)).unwrap();
     assert_eq!(row, Partition::FirstRank);
     let column = Storage::bias().project(&split(Logical::Out)).unwrap();
-    let slices = column.slices(&[8], 4).unwrap();
+    let slices = column.slices(&[8], &Shares::equal(4)).unwrap();
     assert_eq!(slices[3].as_ref().unwrap().shape, [2]);
 }
 
 #[test]
 fn fused_segments_are_dealt_one_by_one_and_joined_where_they_touch() {
     // [q | k | v] of 4 query heads and 2 key/value heads of 2 elements.
-    let segments = vec![
-        Segment::new(2, 2, 2, WhenFew::Refuse).unwrap(),
-        Segment::new(2, 1, 2, WhenFew::Share).unwrap(),
-        Segment::new(2, 1, 2, WhenFew::Share).unwrap(),
-    ];
-    let qkv = Partition::Split(Split { dim: 0, segments, remainder: Remainder::Refuse });
+    let (query, kv) = Segment::attention_heads(4, 2, 2).unwrap();
+    let segments = vec![query, kv, kv];
+    let qkv = Partition::Split(Split { dim: 0, segments, remainder: Remainder::Refuse, axis: Axis::Tensor });
     let rows = |parts: u32, rank: usize| -> Vec<(u64, u64)> {
-        let slices = qkv.slices(&[16, 3], parts).unwrap();
+        let slices = qkv.slices(&[16, 3], &Shares::equal(parts)).unwrap();
         let boxes = slices[rank].as_ref().unwrap().boxes();
         boxes.iter().map(|b| (b.start[0], b.stop[0])).collect()
     };
@@ -225,30 +252,36 @@ fn fused_segments_are_dealt_one_by_one_and_joined_where_they_touch() {
 
 #[test]
 fn a_partition_that_does_not_fit_its_tensor_is_refused() {
-    let split = |dim, segments: Vec<Segment>, remainder| Partition::Split(Split { dim, segments, remainder });
+    let split = |dim, segments: Vec<Segment>, remainder| {
+        Partition::Split(Split { dim, segments, remainder, axis: Axis::Tensor })
+    };
+    let two = &Shares::equal(2);
     let eight = Segment::elements(8).unwrap();
     assert!(matches!(
-        split(2, vec![eight], Remainder::Refuse).slices(&[8, 8], 2),
+        split(2, vec![eight], Remainder::Refuse).slices(&[8, 8], two),
         Err(PartitionError::NoSuchDimension { dim: 2, .. })
     ));
     assert!(matches!(
-        split(0, vec![eight, eight], Remainder::Refuse).slices(&[8], 2),
+        split(0, vec![eight, eight], Remainder::Refuse).slices(&[8], two),
         Err(PartitionError::DoesNotTile { segments: 16, .. })
     ));
     assert!(matches!(
-        split(0, vec![eight, eight], Remainder::Pad).slices(&[16], 2),
+        split(0, vec![eight, eight], Remainder::Pad).slices(&[16], two),
         Err(PartitionError::PaddedSegments { segments: 2 })
     ));
     assert!(matches!(
-        split(0, vec![eight], Remainder::Refuse).slices(&[8], 3),
+        split(0, vec![eight], Remainder::Refuse).slices(&[8], &Shares::equal(3)),
         Err(PartitionError::Indivisible(_))
     ));
-    let four_bit = Split { dim: 1, segments: vec![eight], remainder: Remainder::Refuse };
+    let four_bit = Split { dim: 1, segments: vec![eight], remainder: Remainder::Refuse, axis: Axis::Tensor };
     assert!(matches!(four_bit.check_bytes(&[2, 8], 4), Err(PartitionError::CutsByte { .. })));
-    let pairs =
-        Split { segments: vec![eight.coarsened(Split::byte_unit(&[2, 8], 1, 4)).unwrap()], ..four_bit };
+    let pairs = Split { segments: vec![Segment::new(4, 1, 2).unwrap()], ..four_bit };
+    assert_eq!(Split::byte_unit(&[2, 8], 1, 4), 2);
     assert_eq!(pairs.check_bytes(&[2, 8], 4), Ok(()));
-    assert!(Segment::new(0, 1, 1, WhenFew::Refuse).is_err());
-    assert!(Segment::new(u64::MAX, 2, 1, WhenFew::Refuse).is_err());
-    assert!(eight.coarsened(3).is_err() && eight.stored(2).is_err());
+    assert!(Segment::new(0, 1, 1).is_err());
+    assert!(Segment::new(u64::MAX, 2, 1).is_err());
+    assert!(eight.in_stored(2, 1).is_err() && eight.with_shared(8).is_err() && eight.with_shared(0).is_err());
+    // Shared pieces smaller than a stored element go together: 4 key/value heads of 64 in blocks of 128.
+    let kv = Segment::new(8, 1, 64).unwrap().with_shared(4).unwrap();
+    assert_eq!(kv.in_stored(128, 1), Segment::new(8, 1, 1).unwrap().with_shared(2));
 }

@@ -2,30 +2,23 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A run of one dimension that is dealt to ranks on its own: `groups × units_per_group` units of `unit` elements each.
+/// A run of one dimension that is dealt to ranks on its own: `groups × units_per_group` units.
 ///
 /// A *unit* is the smallest piece that may not be cut: one element, a head, a quantisation block. A *group* is a run of
 /// units that ranks share only when there are fewer groups than ranks: the query heads of one key/value head. With at
 /// least as many groups as ranks, whole groups are dealt; with fewer, each group goes to a run of neighbouring ranks and
-/// its units are dealt among these. Query heads and key/value heads dealt this way always end up on the same rank.
+/// its units are dealt among these.
+///
+/// A segment has `unit` elements for each unit. Or it has *shared* pieces of `unit` elements, which the units read: the
+/// key/value heads beside the query heads, dealt by the same units, each held by every rank whose units read it. Query
+/// heads and key/value heads dealt this way always end up on the same rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Fields", into = "Fields")]
 pub struct Segment {
     groups: u64,
     units_per_group: u64,
     unit: u64,
-    when_few: WhenFew,
-}
-
-/// What happens to ranks beyond the last unit when a segment has fewer units than there are ranks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum WhenFew {
-    /// They would hold nothing: refused, unless the dealing may be uneven.
-    #[default]
-    Refuse,
-    /// Each unit is held by `ranks / units` neighbouring ranks (key/value heads under grouped-query attention).
-    Share,
+    shared: Option<u64>,
 }
 
 /// Sizes that make no segment.
@@ -40,6 +33,14 @@ pub enum SegmentError {
         units_per_group: u64,
         /// Elements in each unit.
         unit: u64,
+    },
+    /// Shared pieces that are none, or as many as the units that share them.
+    #[error("{pieces} pieces cannot be shared by {units} units")]
+    Shared {
+        /// Pieces.
+        pieces: u64,
+        /// Units.
+        units: u64,
     },
     /// The stored form asks for coarser units than the segment's length can be cut into.
     #[error("{len} elements cannot be cut into units of {unit}, as how they are stored asks")]
@@ -60,23 +61,18 @@ struct Fields {
     units_per_group: u64,
     #[serde(default = "one", skip_serializing_if = "is_one")]
     unit: u64,
-    #[serde(default, skip_serializing_if = "is_default")]
-    when_few: WhenFew,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    shared: Option<u64>,
 }
 
 fn one() -> u64 {
     1
 }
 
-// The signatures are serde's.
+// The signature is serde's.
 #[allow(clippy::trivially_copy_pass_by_ref)]
 fn is_one(count: &u64) -> bool {
     *count == 1
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)]
-fn is_default(when_few: &WhenFew) -> bool {
-    *when_few == WhenFew::default()
 }
 
 impl Segment {
@@ -84,16 +80,24 @@ impl Segment {
     ///
     /// # Errors
     /// [`SegmentError::Size`] when a count is 0 or the length overflows.
-    pub fn new(
-        groups: u64,
-        units_per_group: u64,
-        unit: u64,
-        when_few: WhenFew,
-    ) -> Result<Self, SegmentError> {
+    pub fn new(groups: u64, units_per_group: u64, unit: u64) -> Result<Self, SegmentError> {
         let len = groups.checked_mul(units_per_group).and_then(|units| units.checked_mul(unit));
         match len {
-            Some(1..) => Ok(Self { groups, units_per_group, unit, when_few }),
+            Some(1..) => Ok(Self { groups, units_per_group, unit, shared: None }),
             _ => Err(SegmentError::Size { groups, units_per_group, unit }),
+        }
+    }
+
+    /// Dealt by the same units, but made of `pieces` pieces, each of as many elements as a unit had.
+    ///
+    /// # Errors
+    /// [`SegmentError::Shared`] when there are none, or as many as units, which would share nothing.
+    pub fn with_shared(self, pieces: u64) -> Result<Self, SegmentError> {
+        match pieces {
+            1.. if pieces != self.units() && pieces.checked_mul(self.unit).is_some() => {
+                Ok(Self { shared: Some(pieces), ..self })
+            }
+            _ => Err(SegmentError::Shared { pieces, units: self.units() }),
         }
     }
 
@@ -102,7 +106,7 @@ impl Segment {
     /// # Errors
     /// [`SegmentError::Size`] when `len` is 0.
     pub fn elements(len: u64) -> Result<Self, SegmentError> {
-        Self::new(len, 1, 1, WhenFew::Refuse)
+        Self::new(len, 1, 1)
     }
 
     /// The segments of query heads and of key/value heads of `head_size` elements each, dealt so that every rank has the
@@ -124,15 +128,9 @@ impl Segment {
                 unit: head_size,
             });
         }
-        let per_group = query_heads / kv_heads;
-        let when_few = match per_group {
-            1 => WhenFew::Refuse,
-            _ => WhenFew::Share,
-        };
-        Ok((
-            Self::new(kv_heads, per_group, head_size, WhenFew::Refuse)?,
-            Self::new(kv_heads, 1, head_size, when_few)?,
-        ))
+        let query = Self::new(kv_heads, query_heads / kv_heads, head_size)?;
+        let kv = if query_heads == kv_heads { query } else { query.with_shared(kv_heads)? };
+        Ok((query, kv))
     }
 
     /// Groups of units that ranks share only when there are fewer of them than ranks.
@@ -150,9 +148,9 @@ impl Segment {
         self.unit
     }
 
-    /// What happens when there are fewer units than ranks.
-    pub fn when_few(self) -> WhenFew {
-        self.when_few
+    /// The pieces that the units share, if the segment is made of these.
+    pub fn shared(self) -> Option<u64> {
+        self.shared
     }
 
     /// Units in all.
@@ -162,7 +160,7 @@ impl Segment {
 
     /// Elements in all.
     pub fn len(self) -> u64 {
-        self.units() * self.unit
+        self.shared.unwrap_or(self.units()) * self.unit
     }
 
     /// Never: a segment has at least one element.
@@ -170,39 +168,33 @@ impl Segment {
         false
     }
 
-    /// The same run with units so coarse that each is also a multiple of `storage_unit` elements: the least common
-    /// multiple of what the role asks and what the storage asks.
+    /// The same run counted in stored elements, `stored` for each `logical` logical ones; pieces that begin or end inside
+    /// a stored element are dealt together.
     ///
     /// # Errors
-    /// [`SegmentError::Storage`] when the segment's length is no multiple of that.
-    pub fn coarsened(self, storage_unit: u64) -> Result<Self, SegmentError> {
-        if storage_unit <= 1 || self.unit.is_multiple_of(storage_unit) {
-            return Ok(self);
-        }
-        let refused = SegmentError::Storage { len: self.len(), unit: storage_unit };
-        let Some(unit) = (self.unit / gcd(self.unit, storage_unit)).checked_mul(storage_unit) else {
-            return Err(refused);
+    /// [`SegmentError::Storage`] when that is impossible without cutting through a stored element.
+    pub fn in_stored(self, logical: u64, stored: u64) -> Result<Self, SegmentError> {
+        let refused = || SegmentError::Storage { len: self.len(), unit: logical };
+        let as_stored = |elements: u64| {
+            let product = u128::from(elements) * u128::from(stored);
+            let exact = product.is_multiple_of(u128::from(logical.max(1)));
+            exact.then(|| u64::try_from(product / u128::from(logical.max(1))).ok()).flatten()
         };
-        let group_len = self.units_per_group * self.unit;
-        if group_len.is_multiple_of(unit) {
-            return Self::new(self.groups, group_len / unit, unit, self.when_few);
+        if let Some(unit) = as_stored(self.unit) {
+            return Self::sized(self.groups, self.units_per_group, unit, self.shared);
         }
-        // A unit now spans groups: the groups lose their meaning and the units are dealt one by one.
-        if self.len().is_multiple_of(unit) {
-            return Self::new(self.len() / unit, 1, unit, self.when_few);
-        }
-        Err(refused)
+        // Shared pieces that are smaller than a stored element: as many together as fill one.
+        let together = logical / gcd(logical, self.unit.saturating_mul(stored)).max(1);
+        let pieces =
+            self.shared.filter(|pieces| pieces.is_multiple_of(together)).ok_or_else(refused)? / together;
+        let unit = self.unit.checked_mul(together).and_then(as_stored).ok_or_else(refused)?;
+        let shared = (pieces != self.units()).then_some(pieces);
+        Self::sized(self.groups, self.units_per_group, unit, shared)
     }
 
-    /// The same run counted in stored elements of `factor` logical ones each.
-    ///
-    /// # Errors
-    /// [`SegmentError::Storage`] when a unit is no multiple of `factor`: [`Segment::coarsened`] first.
-    pub fn stored(self, factor: u64) -> Result<Self, SegmentError> {
-        if factor == 0 || !self.unit.is_multiple_of(factor) {
-            return Err(SegmentError::Storage { len: self.unit, unit: factor });
-        }
-        Self::new(self.groups, self.units_per_group, self.unit / factor, self.when_few)
+    fn sized(groups: u64, per_group: u64, unit: u64, shared: Option<u64>) -> Result<Self, SegmentError> {
+        let segment = Self::new(groups, per_group, unit)?;
+        shared.map_or(Ok(segment), |pieces| segment.with_shared(pieces))
     }
 }
 
@@ -210,7 +202,7 @@ impl TryFrom<Fields> for Segment {
     type Error = SegmentError;
 
     fn try_from(fields: Fields) -> Result<Self, SegmentError> {
-        Self::new(fields.groups, fields.units_per_group, fields.unit, fields.when_few)
+        Self::sized(fields.groups, fields.units_per_group, fields.unit, fields.shared)
     }
 }
 
@@ -220,9 +212,14 @@ impl From<Segment> for Fields {
             groups: segment.groups,
             units_per_group: segment.units_per_group,
             unit: segment.unit,
-            when_few: segment.when_few,
+            shared: segment.shared,
         }
     }
+}
+
+/// Least common multiple, if it can be counted.
+pub(crate) fn lcm(a: u64, b: u64) -> Option<u64> {
+    (a / gcd(a, b).max(1)).checked_mul(b)
 }
 
 /// Greatest common divisor; `gcd(a, 0) = a`.

@@ -1,25 +1,48 @@
 //! What each rank of a tensor-parallel group holds of one stored tensor.
 
 use super::{
-    deal::{Indivisible, Remainder, deal},
+    deal::{Hand, Indivisible, Remainder, Shares, deal},
     segment::{Segment, gcd},
     tensor_box::TensorBox,
 };
 use serde::{Deserialize, Serialize};
 
-/// How the ranks of a tensor-parallel group share one stored tensor, in that tensor's own coordinates.
+/// The ranks that share a tensor: an axis of the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum Axis {
+    /// The ranks of a tensor-parallel group.
+    #[default]
+    #[serde(rename = "tp")]
+    Tensor,
+    /// The ranks of a pipeline stage, over all tensor-parallel groups and data-parallel copies: routed experts.
+    #[serde(rename = "ep")]
+    Expert,
+}
+
+impl Axis {
+    // The signature is serde's.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// How the ranks of an axis share one stored tensor, in that tensor's own coordinates.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Form", into = "Form")]
 pub enum Partition {
-    /// Every rank holds all of it.
+    /// Every rank of a tensor-parallel group holds all of it.
     Replicated,
-    /// Rank 0 of the group holds all of it, the others nothing: a bias that is added once, after the sum over ranks.
+    /// Rank 0 of a tensor-parallel group holds all of it, the others nothing: a bias that is added once, after the sum
+    /// over ranks.
     FirstRank,
     /// It is cut along one dimension.
     Split(Split),
+    /// One rank holds all of it, by a number in its name: experts that are stored one by one.
+    Assigned(Assigned),
 }
 
-/// A partition as it is written in a plan: `{whole: every-rank}`, `{whole: first-rank}` or `{split: …}`.
+/// A partition as it is written in a plan: `{whole: every-rank}`, `{whole: first-rank}`, `{split: …}` or `{assign: …}`.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Form {
@@ -27,6 +50,8 @@ struct Form {
     whole: Option<Holders>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     split: Option<Split>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    assign: Option<Assigned>,
 }
 
 /// Who holds a tensor that is not cut.
@@ -41,21 +66,24 @@ impl TryFrom<Form> for Partition {
     type Error = &'static str;
 
     fn try_from(form: Form) -> Result<Self, &'static str> {
-        match (form.whole, form.split) {
-            (Some(Holders::EveryRank), None) => Ok(Self::Replicated),
-            (Some(Holders::FirstRank), None) => Ok(Self::FirstRank),
-            (None, Some(split)) => Ok(Self::Split(split)),
-            _ => Err("a partition is either `whole` or `split`"),
+        match (form.whole, form.split, form.assign) {
+            (Some(Holders::EveryRank), None, None) => Ok(Self::Replicated),
+            (Some(Holders::FirstRank), None, None) => Ok(Self::FirstRank),
+            (None, Some(split), None) => Ok(Self::Split(split)),
+            (None, None, Some(assigned)) => Ok(Self::Assigned(assigned)),
+            _ => Err("a partition is one of `whole`, `split` and `assign`"),
         }
     }
 }
 
 impl From<Partition> for Form {
     fn from(partition: Partition) -> Self {
+        let none = Self { whole: None, split: None, assign: None };
         match partition {
-            Partition::Replicated => Self { whole: Some(Holders::EveryRank), split: None },
-            Partition::FirstRank => Self { whole: Some(Holders::FirstRank), split: None },
-            Partition::Split(split) => Self { whole: None, split: Some(split) },
+            Partition::Replicated => Self { whole: Some(Holders::EveryRank), ..none },
+            Partition::FirstRank => Self { whole: Some(Holders::FirstRank), ..none },
+            Partition::Split(split) => Self { split: Some(split), ..none },
+            Partition::Assigned(assigned) => Self { assign: Some(assigned), ..none },
         }
     }
 }
@@ -71,6 +99,25 @@ pub struct Split {
     /// What happens where the units do not divide.
     #[serde(default, skip_serializing_if = "Remainder::is_refuse")]
     pub remainder: Remainder,
+    /// The ranks that share it.
+    #[serde(default, skip_serializing_if = "Axis::is_default")]
+    pub axis: Axis,
+}
+
+/// Whole tensors, each to one rank, in contiguous runs of a number in their names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Assigned {
+    /// Which of the numbers in the name, from 0: in `layers.3.experts.7` the expert's is 1.
+    pub number: usize,
+    /// How many there are; every number is below it.
+    pub of: u64,
+    /// What happens where they do not divide.
+    #[serde(default, skip_serializing_if = "Remainder::is_refuse")]
+    pub remainder: Remainder,
+    /// The ranks that share them.
+    #[serde(default, skip_serializing_if = "Axis::is_default")]
+    pub axis: Axis,
 }
 
 /// All that one rank holds of one tensor.
@@ -138,11 +185,13 @@ pub enum PartitionError {
 }
 
 impl Partition {
-    /// The slice of every rank of a group of `parts` ranks; `None` for a rank that holds nothing of it.
+    /// The slice of every rank of the axis, whose ranks hold in proportion to `shares`; `None` for a rank that holds
+    /// nothing of it. Of tensors that are [`Partition::Assigned`] it is what a rank holds of each of its own.
     ///
     /// # Errors
     /// [`PartitionError`] when the partition does not fit a tensor of `shape` or does not deal.
-    pub fn slices(&self, shape: &[u64], parts: u32) -> Result<Vec<Option<Slice>>, PartitionError> {
+    pub fn slices(&self, shape: &[u64], shares: &Shares) -> Result<Vec<Option<Slice>>, PartitionError> {
+        let parts = shares.parts();
         let split = match self {
             Self::Replicated => {
                 return Ok((0..parts).map(|rank| Some(Slice::whole(shape, rank, parts))).collect());
@@ -150,33 +199,60 @@ impl Partition {
             Self::FirstRank => {
                 return Ok((0..parts).map(|rank| (rank == 0).then(|| Slice::whole(shape, 0, 1))).collect());
             }
+            Self::Assigned(assigned) => {
+                let numbers = assigned.numbers(shares)?;
+                let holds = |(start, stop): &(u64, u64)| start < stop;
+                return Ok(numbers.iter().map(|run| holds(run).then(|| Slice::whole(shape, 0, 1))).collect());
+            }
             Self::Split(split) => split,
         };
         split.check(shape)?;
         let mut slices = vec![Slice::empty(shape, split.dim); parts as usize];
         let mut offset = 0;
         for &segment in &split.segments {
-            let runs = deal(segment, parts, split.remainder)?;
-            for (slice, run) in slices.iter_mut().zip(runs) {
-                if run.stop > run.start {
-                    let (start, stop) = (offset + run.start, offset + run.stop);
+            let hands = deal(segment, shares, split.remainder)?;
+            for (slice, Hand { runs, padding }) in slices.iter_mut().zip(hands) {
+                for run in runs {
                     slice.pieces.push(Piece {
-                        region: TensorBox::band(shape, split.dim, start, stop),
+                        region: TensorBox::band(shape, split.dim, offset + run.start, offset + run.stop),
                         replica: run.replica,
                         replicas: run.replicas,
                     });
+                    slice.shape[split.dim] += run.stop - run.start;
                 }
-                slice.padding += run.padding;
-                slice.shape[split.dim] += run.stop - run.start + run.padding;
+                slice.padding += padding;
+                slice.shape[split.dim] += padding;
             }
             offset += segment.len();
         }
         Ok(slices.into_iter().map(|slice| (slice.shape[split.dim] > 0).then_some(slice)).collect())
     }
 
+    /// The ranks that share it.
+    pub fn axis(&self) -> Axis {
+        match self {
+            Self::Replicated | Self::FirstRank => Axis::Tensor,
+            Self::Split(split) => split.axis,
+            Self::Assigned(assigned) => assigned.axis,
+        }
+    }
+
     /// Whether ranks may hold slices of different shapes.
     pub fn is_uneven(&self) -> bool {
         matches!(self, Self::Split(split) if split.remainder == Remainder::Uneven)
+    }
+}
+
+impl Assigned {
+    /// The numbers of each rank, as half-open runs.
+    ///
+    /// # Errors
+    /// [`PartitionError`] when they do not deal, or there are none.
+    pub fn numbers(&self, shares: &Shares) -> Result<Vec<(u64, u64)>, PartitionError> {
+        let none = PartitionError::DoesNotTile { dim: self.number, segments: self.of, shape: Vec::new() };
+        let segment = Segment::elements(self.of).map_err(|_| none)?;
+        let hands = deal(segment, shares, self.remainder)?;
+        Ok(hands.iter().map(|hand| hand.runs.first().map_or((0, 0), |run| (run.start, run.stop))).collect())
     }
 }
 

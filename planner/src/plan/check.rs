@@ -34,6 +34,7 @@ impl Plan {
             return Err(PlanError::Version { found: self.shardwright_plan, known: PLAN_VERSION });
         }
         self.check_ranks()?;
+        self.check_weights()?;
         self.check_stages()?;
         let count = self.tensors.iter().map(TensorGroup::count).fold(0, u64::saturating_add);
         if count > MAX_TENSORS {
@@ -41,9 +42,10 @@ impl Plan {
         }
         let segments = |group: &TensorGroup| match &group.partition {
             Partition::Split(split) => 1 + split.segments.len() as u64,
-            Partition::Replicated | Partition::FirstRank => 1,
+            Partition::Replicated | Partition::FirstRank | Partition::Assigned(_) => 1,
         };
-        let slices = self.tensors.iter().map(segments).sum::<u64>().saturating_mul(self.mesh.tp().into());
+        let ranks = u64::from(self.mesh.tp()) * u64::from(self.mesh.dp());
+        let slices = self.tensors.iter().map(segments).sum::<u64>().saturating_mul(ranks);
         if slices > MAX_SLICES {
             return Err(PlanError::TooManySlices { most: MAX_SLICES });
         }
@@ -75,10 +77,19 @@ impl Plan {
         Ok(())
     }
 
+    fn check_weights(&self) -> Result<(), PlanError> {
+        let sound =
+            self.weights.len() == self.mesh.tp() as usize && self.weights.iter().all(|&weight| weight > 0);
+        match sound || self.weights.is_empty() {
+            true => Ok(()),
+            false => Err(PlanError::Weights { found: self.weights.len(), tp: self.mesh.tp() }),
+        }
+    }
+
     fn check_stages(&self) -> Result<(), PlanError> {
         let mut next = 0;
         let in_order = self.stages.iter().all(|stage| {
-            let follows = stage.start == next && stage.start < stage.stop;
+            let follows = stage.start == next && (stage.start < stage.stop || self.model.layers == 0);
             next = stage.stop;
             follows
         });
@@ -116,6 +127,18 @@ impl Plan {
             let wrong = |source: PartitionError| PlanError::Partition { name: name.clone(), source };
             split.check(&group.shape).map_err(wrong)?;
             split.check_bytes(&group.shape, bits).map_err(wrong)?;
+        }
+        if let Partition::Assigned(assigned) = &group.partition {
+            let numbered = group.names.iter().all(|pattern| {
+                let mut numbers = pattern.parts().iter().filter_map(|part| match part {
+                    PatternPart::Numbers(ranges) => ranges.last(),
+                    PatternPart::Text(_) => None,
+                });
+                numbers.nth(assigned.number).is_some_and(|last| u64::from(*last.end()) < assigned.of)
+            });
+            if !numbered {
+                return Err(PlanError::NoNumber { name, number: assigned.number, of: assigned.of });
+            }
         }
         self.slices_of(group).map(drop)
     }
@@ -177,7 +200,7 @@ mod tests {
     fn edited(from: &str, to: &str) -> Result<Plan, PlanError> {
         let text = "shardwright_plan: 1
 checkpoint: { path: /x, files: [] }
-model: { model_type: llama, hidden: 8, intermediate: 8, layers: 1, query_heads: 1, kv_heads: 1, head_size: 8, vocabulary: 8, tied_embeddings: false }
+model: { model_type: llama, hidden: 8, layers: 1, tied_embeddings: false }
 family: llama
 topology: host
 mesh: { tp: 1, pp: 1, dp: 1 }
@@ -215,6 +238,31 @@ tensors:
         plan.tensors[0].partition =
             crate::yaml::from_str(&format!("split: {{ dim: 1, segments: [{segments}] }}")).unwrap();
         assert!(matches!(plan.check(), Err(PlanError::TooManySlices { .. })));
+    }
+
+    #[test]
+    fn weights_are_one_for_each_rank() {
+        for weights in ["[1, 1]", "[0]"] {
+            let wrong = edited("stages:", &format!("weights: {weights}\nstages:"));
+            assert!(matches!(wrong, Err(PlanError::Weights { tp: 1, .. })), "{wrong:?}");
+        }
+        assert!(edited("stages:", "weights: [7]\nstages:").is_ok());
+    }
+
+    #[test]
+    fn a_tensor_is_assigned_by_a_number_that_its_name_has() {
+        let assigned = |name: &str, of: u64| {
+            let mut plan = edited("llama", "llama").unwrap();
+            plan.tensors[0].names = vec![name.parse().unwrap()];
+            let text = format!("assign: {{ number: 1, of: {of} }}");
+            plan.tensors[0].partition = crate::yaml::from_str(&text).unwrap();
+            plan.check()
+        };
+        assert!(assigned("l.{0-3}.experts.{0-7}.w", 8).is_ok());
+        for (name, of) in [("l.{0-3}.experts.{0-7}.w", 7), ("l.{0-7}.w", 8), ("l.w", 8)] {
+            assert!(matches!(assigned(name, of), Err(PlanError::NoNumber { number: 1, .. })), "{name}");
+        }
+        assert!(matches!(assigned("l.{0-3}.experts.{0-7}.w", 0), Err(PlanError::NoNumber { .. })));
     }
 
     #[test]

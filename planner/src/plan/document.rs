@@ -37,6 +37,9 @@ pub struct Plan {
     pub topology: String,
     /// Sizes of the axes.
     pub mesh: Mesh,
+    /// What each rank of a tensor-parallel group is to hold, in proportion to the others; empty where all hold alike.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<u32>,
     /// The narrowest path between two GPUs of one tensor-parallel group; absent for groups of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub narrowest_path: Option<PathWidth>,
@@ -124,7 +127,10 @@ pub struct TensorGroup {
     pub role: Role,
     /// Which pipeline stages hold them.
     pub stage: StageRule,
-    /// How the ranks of a tensor-parallel group share each of them.
+    /// Output features of their module, where they are what it computes with and its outputs go through a collective.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outputs: Option<u64>,
+    /// How ranks share each of them.
     pub partition: Partition,
     /// Why.
     pub why: String,
@@ -134,6 +140,34 @@ impl TensorGroup {
     /// How many tensors it stands for.
     pub fn count(&self) -> u64 {
         self.names.iter().map(NamePattern::count).fold(0, u64::saturating_add)
+    }
+
+    /// Whether they are biases.
+    pub fn is_bias(&self) -> bool {
+        let last = self.names.first().and_then(|pattern| pattern.parts().last());
+        matches!(last, Some(crate::graph::PatternPart::Text(text)) if text == "bias" || text.ends_with("_bias"))
+    }
+
+    /// How many different first numbers their names have: layers.
+    pub fn layers(&self) -> u64 {
+        use crate::graph::PatternPart::{Numbers, Text};
+        let first = |pattern: &NamePattern| {
+            let numbers = pattern.parts().iter().find_map(|part| match part {
+                Numbers(ranges) => Some(ranges.clone()),
+                Text(_) => None,
+            });
+            numbers.unwrap_or_default()
+        };
+        let mut ranges: Vec<_> = self.names.iter().flat_map(first).collect();
+        ranges.sort_by_key(|range| *range.start());
+        let mut end = 0u64;
+        let mut count = 0;
+        for range in ranges {
+            let (start, stop) = (u64::from(*range.start()).max(end), u64::from(*range.end()) + 1);
+            count += stop.saturating_sub(start);
+            end = end.max(stop);
+        }
+        count
     }
 
     /// The name with `*` for every number.

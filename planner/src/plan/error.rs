@@ -100,6 +100,26 @@ pub enum PlanError {
         /// Layers of the model.
         layers: u64,
     },
+    /// Not one weight for each rank of a tensor-parallel group.
+    #[error(
+        "the plan has {found} weights for {tp} ranks of a tensor-parallel group; each rank has one, which is not 0"
+    )]
+    Weights {
+        /// How many there are.
+        found: usize,
+        /// Ranks in a tensor-parallel group.
+        tp: u32,
+    },
+    /// A tensor that goes to a rank by a number that its name does not have.
+    #[error("{} goes to a rank by number {number} in its name, which is no number below {of}", quote(name))]
+    NoNumber {
+        /// The group's collapsed name.
+        name: String,
+        /// Which of the numbers in the name, from 0.
+        number: usize,
+        /// How many there are said to be.
+        of: u64,
+    },
     /// A shape that no tensor has.
     #[error("{} of {shape:?} is larger than any file", quote(name))]
     AbsurdShape {

@@ -15,4 +15,4 @@ pub use document::{
     CheckpointIdentity, FileIdentity, LayerRange, PLAN_VERSION, PathWidth, Plan, RankPlace, TensorGroup,
 };
 pub use error::{PlanError, StaleError};
-pub use slices::RankTensor;
+pub use slices::{GroupSlices, RankTensor};

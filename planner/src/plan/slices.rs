@@ -7,9 +7,11 @@ use super::{
 use crate::{
     checkpoint::Dtype,
     graph::{NamePattern, PatternPart},
-    partition::Slice,
+    mesh::Coordinates,
+    partition::{Axis, Partition, Shares, Slice},
     rules::StageRule,
 };
+use std::ops::Range;
 
 /// One tensor of which a rank holds a slice.
 #[derive(Debug, Clone)]
@@ -24,20 +26,83 @@ pub struct RankTensor {
     pub slice: Slice,
     /// Which of the `copies` this rank holds; the ranks with copy 0 answer for the tensor in sums over ranks.
     pub copy: u32,
-    /// How many tensor-parallel groups hold the tensor: one for each data-parallel copy and stage that has it.
+    /// How many groups of ranks hold the tensor: one for each data-parallel copy, unless the copies share it, and stage
+    /// that has it.
     pub copies: u32,
 }
 
+/// What the ranks of a group's axis hold of its tensors.
+#[derive(Debug)]
+pub struct GroupSlices {
+    /// What each rank of the axis holds of a tensor that it holds at all.
+    slices: Vec<Option<Slice>>,
+    axis: Axis,
+    /// Where ranks hold whole tensors by a number in their names: which number, and the run of each rank.
+    assigned: Option<(usize, Vec<(u64, u64)>)>,
+}
+
+impl GroupSlices {
+    /// What each rank of the axis holds, in order; `None` where a rank holds nothing. Where whole tensors are assigned to
+    /// ranks it is what a rank holds of each of its own.
+    pub fn by_rank(&self) -> &[Option<Slice>] {
+        &self.slices
+    }
+
+    /// The ranks that share each tensor.
+    pub fn axis(&self) -> Axis {
+        self.axis
+    }
+
+    /// Where ranks hold whole tensors by a number in their names: which of the numbers, and the half-open run of each rank.
+    pub fn assigned(&self) -> Option<(usize, &[(u64, u64)])> {
+        self.assigned.as_ref().map(|(number, runs)| (*number, runs.as_slice()))
+    }
+
+    /// Whether the rank with this place on the axis holds the tensor with these numbers in its name.
+    pub fn holds(&self, place: usize, blocks: &[u32]) -> bool {
+        self.slices[place].is_some()
+            && self.assigned.as_ref().is_none_or(|(number, runs)| {
+                let (start, stop) = runs[place];
+                blocks.get(*number).is_some_and(|&block| (start..stop).contains(&u64::from(block)))
+            })
+    }
+}
+
 impl Plan {
-    /// The slice of each rank of a tensor-parallel group for the tensors of `group`; `None` where a rank holds nothing.
+    /// The ranks of `axis`, with what each is to hold.
+    pub fn shares(&self, axis: Axis) -> Shares {
+        let parts = match axis {
+            Axis::Tensor => self.mesh.tp(),
+            Axis::Expert => self.mesh.tp() * self.mesh.dp(),
+        };
+        Shares::weighted(parts, &self.weights)
+    }
+
+    /// The place on `axis` of the rank at `place` of the mesh.
+    pub fn place_on(&self, axis: Axis, place: Coordinates) -> usize {
+        let number = match axis {
+            Axis::Tensor => place.tp,
+            Axis::Expert => place.dp * self.mesh.tp() + place.tp,
+        };
+        number as usize
+    }
+
+    /// The slices of the ranks of the group's axis.
     ///
     /// # Errors
     /// [`PlanError::Partition`] when the partition does not fit the group's shape.
-    pub fn slices_of(&self, group: &TensorGroup) -> Result<Vec<Option<Slice>>, PlanError> {
-        group
-            .partition
-            .slices(&group.shape, self.mesh.tp())
-            .map_err(|source| PlanError::Partition { name: group.collapsed(), source })
+    pub fn slices_of(&self, group: &TensorGroup) -> Result<GroupSlices, PlanError> {
+        let axis = group.partition.axis();
+        let shares = self.shares(axis);
+        let wrong = |source| PlanError::Partition { name: group.collapsed(), source };
+        let slices = group.partition.slices(&group.shape, &shares).map_err(wrong)?;
+        let assigned = match &group.partition {
+            Partition::Assigned(assigned) => {
+                Some((assigned.number, assigned.numbers(&shares).map_err(wrong)?))
+            }
+            _ => None,
+        };
+        Ok(GroupSlices { slices, axis, assigned })
     }
 
     /// The stage that holds layer `layer`.
@@ -47,43 +112,41 @@ impl Plan {
         stage.map(|(number, _)| number)
     }
 
-    /// How many tensors of `group` each pipeline stage holds.
-    pub fn tensors_per_stage(&self, group: &TensorGroup) -> Vec<u64> {
-        let stages = self.mesh.pp();
-        (0..stages)
-            .map(|stage| match group.stage {
-                StageRule::Layer => self.layered_tensors(group, stage),
-                rule if rule.holds(stage, stages, None) => group.count(),
-                _ => 0,
-            })
-            .collect()
-    }
-
-    /// How many tensors of `group` lie in layers of `stage`.
-    fn layered_tensors(&self, group: &TensorGroup, stage: u32) -> u64 {
-        let Some(layers) = self.stages.get(stage as usize) else { return 0 };
-        let mut total = 0;
-        for pattern in &group.names {
-            let layer_numbers = pattern.parts().iter().find_map(|part| match part {
-                PatternPart::Numbers(ranges) => Some(ranges),
-                PatternPart::Text(_) => None,
-            });
-            let (mut all, mut here) = (0, 0);
-            for range in layer_numbers.into_iter().flatten() {
-                let (start, stop) = (u64::from(*range.start()), u64::from(*range.end()) + 1);
-                all += stop - start;
-                here += stop.min(layers.stop).saturating_sub(start.max(layers.start));
-            }
-            total += pattern.count().checked_div(all).unwrap_or(0) * here;
+    /// How many tensors of `group`, whose slices are `slices`, the rank at `place` of the mesh holds.
+    pub fn tensors_held(&self, group: &TensorGroup, slices: &GroupSlices, place: Coordinates) -> u64 {
+        let on_axis = self.place_on(slices.axis, place);
+        if slices.slices[on_axis].is_none() {
+            return 0;
         }
-        total
+        let mut bounds: Vec<(usize, Range<u64>)> = Vec::new();
+        match group.stage {
+            StageRule::Layer => {
+                let Some(layers) = self.stages.get(place.pp as usize) else { return 0 };
+                bounds.push((0, layers.start..layers.stop));
+            }
+            rule if rule.holds(place.pp, self.mesh.pp(), None) => {}
+            _ => return 0,
+        }
+        if let Some((number, runs)) = &slices.assigned {
+            let (start, stop) = runs[on_axis];
+            bounds.push((*number, start..stop));
+        }
+        group.names.iter().map(|pattern| count_within(pattern, &bounds)).fold(0, u64::saturating_add)
     }
 
-    /// How many tensor-parallel groups hold a tensor of `group` with these block numbers: one for each data-parallel copy
-    /// and stage that has it.
+    /// How many groups of ranks hold a tensor of `group` with these block numbers: one for each stage that has it, and, where
+    /// these do not share it, for each data-parallel copy.
     pub fn copies_of(&self, group: &TensorGroup, blocks: &[u32]) -> u32 {
         let layer_stage = blocks.first().and_then(|&layer| self.stage_of_layer(layer));
-        self.mesh.dp() * self.holding_stages(group, layer_stage, self.mesh.pp())
+        self.sharing_copies(group) * self.holding_stages(group, layer_stage, self.mesh.pp())
+    }
+
+    /// Data-parallel copies that each hold the tensors of `group`.
+    fn sharing_copies(&self, group: &TensorGroup) -> u32 {
+        match group.partition.axis() {
+            Axis::Tensor => self.mesh.dp(),
+            Axis::Expert => 1,
+        }
     }
 
     /// How many stages before stage `end` hold a tensor of `group` whose layer, if it has one, lies on `layer_stage`.
@@ -101,25 +164,49 @@ impl Plan {
         let stages = self.mesh.pp();
         let mut tensors = Vec::new();
         for group in &self.tensors {
-            let Some(slice) = self.slices_of(group)?.swap_remove(place.tp as usize) else {
-                continue;
-            };
+            let slices = self.slices_of(group)?;
+            let on_axis = self.place_on(slices.axis, place);
+            let Some(slice) = &slices.slices[on_axis] else { continue };
             for (name, blocks) in group.names.iter().flat_map(NamePattern::names) {
                 let layer_stage = blocks.first().and_then(|&layer| self.stage_of_layer(layer));
-                if !group.stage.holds(place.pp, stages, layer_stage) {
+                if !group.stage.holds(place.pp, stages, layer_stage) || !slices.holds(on_axis, &blocks) {
                     continue;
                 }
                 let before = self.holding_stages(group, layer_stage, place.pp);
+                let copy = if self.sharing_copies(group) > 1 { place.dp } else { 0 };
                 tensors.push(RankTensor {
                     name,
                     dtype: group.dtype,
                     shape: group.shape.clone(),
                     slice: slice.clone(),
-                    copy: place.dp * self.holding_stages(group, layer_stage, stages) + before,
+                    copy: copy * self.holding_stages(group, layer_stage, stages) + before,
                     copies: self.copies_of(group, &blocks),
                 });
             }
         }
         Ok(tensors)
     }
+}
+
+/// How many names of `pattern` have, for each of `bounds`, the number at that place within that range.
+fn count_within(pattern: &NamePattern, bounds: &[(usize, Range<u64>)]) -> u64 {
+    let numbers = pattern.parts().iter().filter_map(|part| match part {
+        PatternPart::Numbers(ranges) => Some(ranges),
+        PatternPart::Text(_) => None,
+    });
+    let mut count = 1u64;
+    let mut places = 0;
+    for (place, ranges) in numbers.enumerate() {
+        places += 1;
+        let within = |start: u64, stop: u64| {
+            let bound = bounds.iter().filter(|(at, _)| *at == place);
+            let (start, stop) =
+                bound.fold((start, stop), |(start, stop), (_, b)| (start.max(b.start), stop.min(b.end)));
+            stop.saturating_sub(start)
+        };
+        let each = ranges.iter().map(|range| within(u64::from(*range.start()), u64::from(*range.end()) + 1));
+        count = count.saturating_mul(each.sum());
+    }
+    // A name without the number that is asked for is nobody's.
+    if bounds.iter().all(|(at, _)| *at < places) { count } else { 0 }
 }

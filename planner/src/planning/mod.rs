@@ -10,41 +10,64 @@ use self::stages::balance;
 use crate::{
     checkpoint::Catalog,
     cost::{FitError, check_fit},
-    graph::{ParameterGroup, group_parameters},
+    graph::{Module, modules},
     mesh::Mesh,
-    model::ModelSpec,
+    model::{Config, ModelSpec},
+    partition::{Partition, Shares},
     placement::{Placement, PlacementError, group_path, place},
     plan::{
         CheckpointIdentity, LayerRange, PLAN_VERSION, PathWidth, Plan, PlanError, RankPlace, TensorGroup,
     },
-    rules::{Decision, Families, RuleError, StageRule, decide},
+    quantisation::Quantisation,
+    rules::{Decision, DecisionRequest, Families, Family, RuleError, StageRule, UserRules, decide},
     size::Size,
     topology::Topology,
 };
 use std::path::Path;
 
 /// What a plan is made of.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct PlanRequest<'a> {
     /// The checkpoint's tensors.
     pub catalog: &'a Catalog,
     /// Where it lies, as the plan should say.
     pub path: &'a Path,
-    /// Its dimensions.
-    pub model: &'a ModelSpec,
+    /// Its configuration.
+    pub config: &'a Config,
     /// The rules to choose from.
     pub families: &'a Families,
+    /// The user's own rules.
+    pub user: &'a UserRules,
     /// The machine.
     pub topology: &'a Topology,
     /// Sizes of the axes.
     pub mesh: Mesh,
+    /// How ranks are to share.
+    pub sharing: &'a Sharing,
+}
+
+/// How ranks are to share what they cannot share alike.
+#[derive(Debug, Clone, Default)]
+pub struct Sharing {
     /// Deal what does not divide instead of refusing it.
     pub uneven: bool,
+    /// What each rank of a tensor-parallel group is to hold, in proportion to the others; empty where all hold alike.
+    pub weights: Vec<u32>,
+    /// Whole experts on each rank, instead of a part of each.
+    pub expert_parallel: bool,
 }
 
 /// Why no plan could be made.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
+    /// Not one weight for each rank.
+    #[error("{found} weights do not go with tp {tp}")]
+    Weights {
+        /// How many weights there are.
+        found: usize,
+        /// Ranks in a tensor-parallel group.
+        tp: u32,
+    },
     /// The modules could not be given partitions.
     #[error(transparent)]
     Rules(#[from] RuleError),
@@ -76,7 +99,10 @@ impl BuildError {
     /// What the reader can do about it.
     pub fn help(&self) -> Option<String> {
         match self {
-            Self::Rules(error) => Some(error.help()),
+            Self::Rules(error) => error.help(),
+            Self::Weights { tp, .. } => {
+                Some(format!("--weights takes {tp} numbers from 1, one for each rank"))
+            }
             Self::TooManyStages { layers, .. } => Some(format!("--pp is at most {layers}")),
             Self::Placement(error) => error.help(),
             Self::DoesNotFit { help, .. } => Some(help.clone()),
@@ -86,14 +112,7 @@ impl BuildError {
 
     /// Whether the input contradicts itself, rather than being sound and not plannable.
     pub fn is_bad_input(&self) -> bool {
-        matches!(
-            self,
-            Self::Rules(
-                RuleError::ContradictsConfig { .. }
-                    | RuleError::WrongLayers { .. }
-                    | RuleError::MissingModule { .. }
-            )
-        )
+        matches!(self, Self::Rules(error) if error.is_bad_input())
     }
 }
 
@@ -109,24 +128,33 @@ pub fn build(request: &PlanRequest<'_>) -> Result<Plan, BuildError> {
 
 /// The plan, whether it fits or not.
 fn decided(request: &PlanRequest<'_>) -> Result<Plan, BuildError> {
-    let PlanRequest { catalog, path, model, families, topology, mesh, uneven } = *request;
-    let family = families.of(&model.model_type).ok_or_else(|| RuleError::UnknownModelType {
-        model_type: model.model_type.clone(),
-        known: families.model_types().map(str::to_owned).collect(),
+    let PlanRequest { catalog, path, config, families, user, topology, mesh, sharing } = *request;
+    let weights = &sharing.weights;
+    if !weights.is_empty() && (weights.len() != mesh.tp() as usize || weights.contains(&0)) {
+        return Err(BuildError::Weights { found: weights.len(), tp: mesh.tp() });
+    }
+    let family = families.of(&config.model_types().map_err(RuleError::from)?).map_err(RuleError::from)?;
+    let quantisation = Quantisation::of(config).map_err(RuleError::from)?;
+    let mut spec = ModelSpec::of(config, family.vocabulary()).map_err(RuleError::from)?;
+    spec.quantised = quantisation.as_ref().map(ToString::to_string);
+    let mut modules = modules(catalog);
+    in_order_of_rules(&mut modules, &family);
+    let tp = Shares::weighted(mesh.tp(), weights);
+    let ep = sharing.expert_parallel.then(|| Shares::weighted(mesh.tp() * mesh.dp(), weights));
+    let decisions = decide(&DecisionRequest {
+        modules: &modules,
+        config,
+        quantisation: quantisation.as_ref(),
+        family: &family,
+        user,
+        tp: &tp,
+        ep: ep.as_ref(),
+        uneven: sharing.uneven,
     })?;
-    let mut groups = group_parameters(catalog);
-    // In the order of the family's rules, which is that of the model; a module's weight before its bias.
-    groups.sort_by_cached_key(|group| {
-        let order = family.rule(&group.module).map_or(usize::MAX, |(order, _, _)| order);
-        (order, group.module.clone(), std::cmp::Reverse(group.parameter.clone()))
-    });
-    let decisions = decide(&groups, model, family, mesh.tp(), uneven)?;
-    let stages = balanced_stages(&groups, &decisions, model, mesh)?;
+    spec.layers = decisions.layers;
+    let stages = balanced_stages(&modules, &decisions.of_modules, spec.layers, mesh)?;
     let placement = place(topology, mesh)?;
     let path_in_groups = narrowest_path(topology, mesh, &placement);
-    let mut warnings = warnings::of_decisions(&groups, &decisions, mesh);
-    warnings.extend(warnings::of_catalog(catalog));
-    warnings.extend(path_in_groups.and_then(|path| warnings::of_path(topology, mesh, path)));
 
     let ranks = (0..mesh.world_size())
         .map(|rank| {
@@ -140,25 +168,39 @@ fn decided(request: &PlanRequest<'_>) -> Result<Plan, BuildError> {
             }
         })
         .collect();
-    let plan = Plan {
+    let mut plan = Plan {
         shardwright_plan: PLAN_VERSION,
         checkpoint: CheckpointIdentity::of(catalog, path),
-        model: model.clone(),
+        model: spec,
         family: family.name.clone(),
         topology: topology.name().to_owned(),
         mesh,
+        weights: if tp.are_equal() { Vec::new() } else { weights.clone() },
         narrowest_path: path_in_groups,
         stages,
         ranks,
-        tensors: groups
-            .into_iter()
-            .zip(decisions)
-            .map(|(group, decision)| as_written(group, decision))
+        tensors: modules
+            .iter()
+            .zip(&decisions.of_modules)
+            .flat_map(|(module, decision)| as_written(module, decision))
             .collect(),
-        warnings,
+        warnings: Vec::new(),
     };
     plan.check()?;
+    let mut all = warnings::of_family(&family, &plan.model);
+    all.extend(warnings::of_decisions(&modules, &decisions.of_modules, &plan)?);
+    all.extend(warnings::of_catalog(catalog));
+    all.extend(path_in_groups.and_then(|path| warnings::of_path(topology, mesh, path)));
+    plan.warnings = all;
     Ok(plan)
+}
+
+/// Sorts modules in the order of the family's rules, which is that of the model.
+fn in_order_of_rules(modules: &mut [Module], family: &Family) {
+    modules.sort_by_cached_key(|module| {
+        let rule = family.rules_for(&module.name).next().map_or(usize::MAX, |(order, _, _)| order);
+        (rule, module.name.clone(), module.blocks.first().cloned())
+    });
 }
 
 /// The smallest larger tensor-parallel group that fits, or how many GPUs the weights need at least.
@@ -201,46 +243,61 @@ fn narrowest_path(topology: &Topology, mesh: Mesh, placement: &Placement) -> Opt
         .map(|(bytes_per_second, kind)| PathWidth { kind, bytes_per_second })
 }
 
-fn as_written(group: ParameterGroup, decision: Decision) -> TensorGroup {
-    TensorGroup {
-        names: group.names,
-        dtype: group.dtype,
-        shape: group.shape,
-        role: decision.role,
-        stage: decision.stage,
-        partition: decision.partition,
-        why: decision.reason,
-    }
+/// The tensors of a module as a plan writes them, the weight before the others.
+fn as_written(module: &Module, decision: &Decision) -> Vec<TensorGroup> {
+    let mut groups: Vec<TensorGroup> = module
+        .parameters
+        .iter()
+        .zip(&decision.partitions)
+        .enumerate()
+        .map(|(number, (parameter, partition))| TensorGroup {
+            names: module.names(parameter),
+            dtype: parameter.dtype,
+            shape: parameter.shape.clone(),
+            role: decision.role,
+            stage: decision.stage,
+            outputs: decision.outputs.filter(|(weight, _)| *weight == number).map(|(_, outputs)| outputs),
+            partition: partition.clone(),
+            why: match partition {
+                Partition::FirstRank => {
+                    format!("{}; a bias is added once, after the sum over ranks", decision.reason)
+                }
+                _ => decision.reason.clone(),
+            },
+        })
+        .collect();
+    // By name, but a bias comes last.
+    groups.sort_by_key(TensorGroup::is_bias);
+    groups
 }
 
 fn balanced_stages(
-    groups: &[ParameterGroup],
+    modules: &[Module],
     decisions: &[Decision],
-    model: &ModelSpec,
+    layer_count: u64,
     mesh: Mesh,
 ) -> Result<Vec<LayerRange>, BuildError> {
     // Bounded: every layer has tensors, the rules checked that.
-    let mut layers = vec![0u64; usize::try_from(model.layers).unwrap_or(0)];
+    let mut layers = vec![0u64; usize::try_from(layer_count).unwrap_or(0)];
     let (mut first, mut last) = (0u64, 0u64);
-    for (group, decision) in groups.iter().zip(decisions) {
-        let bytes = group.bytes_each().saturating_mul(group.blocks.len() as u64);
+    for (module, decision) in modules.iter().zip(decisions) {
         match decision.stage {
             StageRule::Layer => {
-                for layer in group.blocks.iter().filter_map(|blocks| blocks.first()) {
+                for layer in module.blocks.iter().filter_map(|blocks| blocks.first()) {
                     if let Some(total) = layers.get_mut(*layer as usize) {
-                        *total = total.saturating_add(group.bytes_each());
+                        *total = total.saturating_add(module.bytes_each());
                     }
                 }
             }
-            StageRule::First => first = first.saturating_add(bytes),
-            StageRule::Last => last = last.saturating_add(bytes),
+            StageRule::First => first = first.saturating_add(module.bytes()),
+            StageRule::Last => last = last.saturating_add(module.bytes()),
             StageRule::FirstAndLast => {
-                first = first.saturating_add(bytes);
-                last = last.saturating_add(bytes);
+                first = first.saturating_add(module.bytes());
+                last = last.saturating_add(module.bytes());
             }
             StageRule::Every => {}
         }
     }
     balance(&layers, first, last, mesh.pp())
-        .ok_or(BuildError::TooManyStages { layers: model.layers, pp: mesh.pp() })
+        .ok_or(BuildError::TooManyStages { layers: layer_count, pp: mesh.pp() })
 }

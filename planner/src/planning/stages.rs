@@ -4,7 +4,7 @@ use crate::plan::LayerRange;
 
 /// Cuts layers of `layer_bytes` bytes into `stages` runs, of which the first also holds `first_bytes` and the last
 /// `last_bytes`. The largest stage is as small as it can be; among such cuts, each stage in turn takes what comes closest
-/// to an even share of what is left. `None` when there are fewer layers than stages.
+/// to an even share of what is left. A model without layers is one stage. `None` when there are fewer layers than stages.
 pub(super) fn balance(
     layer_bytes: &[u64],
     first_bytes: u64,
@@ -12,6 +12,9 @@ pub(super) fn balance(
     stages: u32,
 ) -> Option<Vec<LayerRange>> {
     let (count, stages) = (layer_bytes.len(), stages as usize);
+    if count == 0 && stages == 1 {
+        return Some(vec![LayerRange { start: 0, stop: 0 }]);
+    }
     if stages == 0 || count < stages {
         return None;
     }

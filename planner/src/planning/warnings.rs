@@ -2,11 +2,13 @@
 
 use crate::{
     checkpoint::Catalog,
-    graph::ParameterGroup,
+    graph::Module,
     mesh::Mesh,
+    model::ModelSpec,
     partition::{Partition, Slice},
-    plan::PathWidth,
-    rules::Decision,
+    plan::{PathWidth, Plan, PlanError, TensorGroup},
+    quote::quote,
+    rules::{Decision, Family},
     size::{Size, count},
     topology::{Bandwidth, Topology},
 };
@@ -35,63 +37,114 @@ pub(super) fn of_path(topology: &Topology, mesh: Mesh, path: PathWidth) -> Optio
     })
 }
 
+/// Says so when no family knows the model.
+pub(super) fn of_family(family: &Family, model: &ModelSpec) -> Vec<String> {
+    let guessed = format!(
+        "no family knows model type {}: planned by common names and by the shapes of the tensors; what could not be \
+         paired is replicated",
+        quote(&model.model_type)
+    );
+    Vec::from_iter(family.fallback.then_some(guessed))
+}
+
 /// What is odd about decisions: what the rules say, slices that differ or are empty, padding, heads that are shared. What
 /// is said of several tensors is said once.
-pub(super) fn of_decisions(groups: &[ParameterGroup], decisions: &[Decision], mesh: Mesh) -> Vec<String> {
+pub(super) fn of_decisions(
+    modules: &[Module],
+    decisions: &[Decision],
+    plan: &Plan,
+) -> Result<Vec<String>, PlanError> {
     let mut said: Vec<(String, Vec<String>)> = Vec::new();
-    for (group, decision) in groups.iter().zip(decisions) {
-        for what in of_decision(group, decision, mesh) {
-            match said.iter_mut().find(|(other, _)| *other == what) {
-                Some((_, names)) => names.push(group.collapsed()),
-                None => said.push((what, vec![group.collapsed()])),
+    let mut say = |what: String, name: &str| match said.iter_mut().find(|(other, _)| *other == what) {
+        Some((_, names)) if names.iter().any(|other| other == name) => {}
+        Some((_, names)) => names.push(name.to_owned()),
+        None => said.push((what, vec![name.to_owned()])),
+    };
+    for (module, decision) in modules.iter().zip(decisions) {
+        if let Some(warning) = &decision.warning {
+            let whole = decision.partitions.iter().all(|partition| *partition == Partition::Replicated);
+            let cost = match whole && plan.mesh.tp() > 1 {
+                true => format!(" ({} on each rank)", Size(module.bytes())),
+                false => String::new(),
+            };
+            if whole && module.parameters.len() > 1 {
+                say(format!("{warning}{cost}"), &module.name);
+                continue;
+            }
+            for (parameter, partition) in module.parameters.iter().zip(&decision.partitions) {
+                // Of a bias that is held once, only the bias is said to be.
+                if whole || *partition == Partition::FirstRank {
+                    say(format!("{warning}{cost}"), &parameter.collapsed);
+                }
             }
         }
     }
-    said.into_iter()
+    for group in &plan.tensors {
+        for what in of_group(group, plan)? {
+            say(what, &group.collapsed());
+        }
+    }
+    Ok(said
+        .into_iter()
         .map(|(what, names)| match names.as_slice() {
             [one] => format!("{one} {what}"),
             _ => format!("each of {} {what}", names.join(", ")),
         })
-        .collect()
+        .collect())
 }
 
-/// What is odd about one decision, said of its tensors.
-fn of_decision(group: &ParameterGroup, decision: &Decision, mesh: Mesh) -> Vec<String> {
+/// What is odd about how a group of tensors is dealt, said of its tensors.
+fn of_group(group: &TensorGroup, plan: &Plan) -> Result<Vec<String>, PlanError> {
     let mut odd = Vec::new();
-    let total = group.bytes_each().saturating_mul(group.blocks.len() as u64);
-    if let Some(warning) = &decision.warning {
-        let cost = match decision.partition {
-            Partition::Replicated if mesh.tp() > 1 => format!(" ({} on each rank)", Size(total)),
-            _ => String::new(),
-        };
-        odd.push(format!("{warning}{cost}"));
-    }
-    let Partition::Split(split) = &decision.partition else { return odd };
-    let Ok(slices) = decision.partition.slices(&group.shape, mesh.tp()) else { return odd };
+    let Partition::Split(split) = &group.partition else { return Ok(odd) };
+    let slices = plan.slices_of(group)?;
+    let slices = slices.by_rank();
+    let each = group.shape.iter().product::<u64>() * group.dtype.bitsize() as u64 / 8;
+    let total = each.saturating_mul(group.count());
     let rows = |slice: &Slice| slice.shape[split.dim];
     let held: Vec<u64> = slices.iter().map(|slice| slice.as_ref().map_or(0, rows)).collect();
     let (most, least) = (held.iter().max().copied().unwrap_or(0), held.iter().min().copied().unwrap_or(0));
-    if most != least {
-        let even = total / u64::from(mesh.tp());
+    // What is uneven because it was asked to be needs no word.
+    if most != least && plan.weights.is_empty() {
+        let even = total / slices.len() as u64;
         let largest = u128::from(total) * u128::from(most) / u128::from(group.shape[split.dim]);
         let more = u64::try_from(largest).unwrap_or(u64::MAX).saturating_sub(even);
+        let empty = held.iter().filter(|&&rows| rows == 0).count() as u64;
+        let idle = match empty {
+            0 => String::new(),
+            _ => format!(
+                "; {} nothing of it and {} idle meanwhile",
+                holds(empty),
+                if empty == 1 { "is" } else { "are" }
+            ),
+        };
         odd.push(format!(
-            "is dealt unevenly: ranks hold {least} to {most} of {} (the largest {} more than an even share)",
+            "is dealt unevenly: ranks hold {least} to {most} of {} (the largest {} more than an even share{idle})",
             group.shape[split.dim],
             Size(more)
         ));
     }
     let padding: u64 = slices.iter().flatten().map(|slice| slice.padding).sum();
     if padding > 0 {
-        odd.push(format!("is padded with {} of zeros to divide by tp {}", count(padding, "row"), mesh.tp()));
+        odd.push(format!(
+            "is padded with {} of zeros to divide by tp {}",
+            count(padding, "row"),
+            plan.mesh.tp()
+        ));
     }
     let copies = slices.iter().flatten().flat_map(|slice| &slice.pieces).map(|piece| piece.replicas).max();
     if let Some(copies @ 2..) = copies {
-        let all = Size(total.saturating_mul(u64::from(copies)));
+        let all: u64 = slices.iter().flatten().map(Slice::elements).sum();
+        let bytes = (all * group.dtype.bitsize() as u64 / 8).saturating_mul(group.count());
         odd.push(format!(
-            "has fewer heads than there are ranks: {copies} ranks hold each ({all} in all, not {})",
+            "has fewer heads than there are ranks: {copies} ranks hold each ({} in all, not {})",
+            Size(bytes),
             Size(total)
         ));
     }
-    odd
+    Ok(odd)
+}
+
+fn holds(ranks: u64) -> String {
+    format!("{} {}", count(ranks, "rank"), if ranks == 1 { "holds" } else { "hold" })
 }

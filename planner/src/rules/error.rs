@@ -1,6 +1,7 @@
 //! Why modules could not be given partitions.
 
-use crate::{quote::quote, size::count};
+use super::{family::FamilyError, fit::Misfit, user::UserRulesError};
+use crate::{model::ConfigError, quantisation::QuantisationError, quote::quote, size::count};
 
 /// A module that cannot be split evenly.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,16 +13,20 @@ pub struct Failure {
 }
 
 /// Why the rules could not decide every module.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum RuleError {
-    /// No family plans this model type.
-    #[error("no family plans model type {}", quote(model_type))]
-    UnknownModelType {
-        /// `model_type` of the configuration.
-        model_type: String,
-        /// The model types that have a family.
-        known: Vec<String>,
-    },
+    /// A family file that cannot be used.
+    #[error(transparent)]
+    Family(#[from] FamilyError),
+    /// The user's rules cannot be used.
+    #[error(transparent)]
+    UserRules(#[from] UserRulesError),
+    /// The configuration lacks a size, or has a wrong one.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Quantised weights that do not go together.
+    #[error(transparent)]
+    Quantisation(#[from] QuantisationError),
     /// A tensor's shape is not what the configuration says.
     #[error(
         "config.json and the tensors contradict each other: {} has shape {found:?}, but {explained} makes {expected:?}",
@@ -70,16 +75,36 @@ pub enum RuleError {
         divides: Vec<u32>,
         /// What dealing unevenly would give, for the help.
         uneven: Option<String>,
+        /// Whether whole experts were asked for.
+        experts: bool,
     },
 }
 
 impl RuleError {
-    /// What the reader can do about it.
-    pub fn help(&self) -> String {
-        match self {
-            Self::UnknownModelType { known, .. } => {
-                format!("model types with a family: {}", known.join(", "))
+    /// What is said of a rule that must fit `module` and does not.
+    pub(super) fn misfit(module: &str, misfit: Misfit) -> Self {
+        let _ = module;
+        match misfit {
+            Misfit::Unknown(error) => Self::Config(error),
+            Misfit::Quantisation(error) => Self::Quantisation(error),
+            Misfit::Sizes { tensor, found, expected, explained } => {
+                Self::ContradictsConfig { tensor, found, expected, explained }
             }
+        }
+    }
+
+    /// Whether the input contradicts itself, rather than being sound and not plannable.
+    pub fn is_bad_input(&self) -> bool {
+        !matches!(self, Self::NotDivisible { .. })
+    }
+
+    /// What the reader can do about it.
+    pub fn help(&self) -> Option<String> {
+        Some(match self {
+            Self::Family(_) => return None,
+            Self::UserRules(error) => error.help().to_owned(),
+            Self::Config(error) => return error.help(),
+            Self::Quantisation(error) => error.help().to_owned(),
             Self::ContradictsConfig { .. } | Self::WrongLayers { .. } | Self::MissingModule { .. } => {
                 "config.json belongs to another checkpoint, or the download is incomplete; fetch both again"
                     .to_owned()
@@ -94,7 +119,7 @@ impl RuleError {
                     None => format!("tp {sizes} {verb} every module"),
                 }
             }
-        }
+        })
     }
 }
 

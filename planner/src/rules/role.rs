@@ -15,17 +15,20 @@ pub enum Role {
     VocabParallelEmbedding,
     /// An output head split on its rows; the logits are gathered from the ranks.
     VocabParallelHead,
+    /// A norm over features that ranks share: cut with them; the ranks' sums of squares are added up.
+    ShardedNorm,
     /// Held whole by every rank.
     Replicated,
 }
 
 impl Role {
     /// The words by which family files name it.
-    pub(super) const WORDS: [(&'static str, Self); 5] = [
+    pub(super) const WORDS: [(&'static str, Self); 6] = [
         ("column", Self::ColumnParallel),
         ("row", Self::RowParallel),
         ("embedding", Self::VocabParallelEmbedding),
         ("head", Self::VocabParallelHead),
+        ("norm", Self::ShardedNorm),
         ("replicated", Self::Replicated),
     ];
 }
@@ -37,6 +40,7 @@ impl fmt::Display for Role {
             Self::RowParallel => "row-parallel",
             Self::VocabParallelEmbedding => "vocab-parallel embedding",
             Self::VocabParallelHead => "vocab-parallel head",
+            Self::ShardedNorm => "sharded norm",
             Self::Replicated => "replicated",
         })
     }

@@ -4,7 +4,7 @@ use super::*;
 use proptest::prelude::*;
 use shardwright_planner::{
     checkpoint::ByteRange,
-    partition::{Partition, Remainder, Segment, Split, WhenFew},
+    partition::{Axis, Partition, Remainder, Segment, Shares, Split},
 };
 
 /// A tensor whose bytes are all different, as far as they can be.
@@ -54,12 +54,15 @@ fn oracle(entry: &TensorEntry, data: &[u8], slice: &shardwright_planner::partiti
 }
 
 fn partition() -> impl Strategy<Value = (Vec<u64>, Partition)> {
-    let segments = prop::collection::vec((1u64..4, 1u64..4, 1u64..3), 1..3);
+    let segments = prop::collection::vec((1u64..4, 1u64..4, 1u64..3, prop::option::of(1u64..6)), 1..3);
     (segments, prop::collection::vec(1u64..4, 0..3), any::<prop::sample::Index>(), 0..4).prop_map(
         |(segments, mut shape, place, kind)| {
             let mut segments: Vec<Segment> = segments
                 .into_iter()
-                .map(|(groups, units, unit)| Segment::new(groups, units, unit, WhenFew::Refuse).unwrap())
+                .map(|(groups, units, unit, shared)| {
+                    let segment = Segment::new(groups, units, unit).unwrap();
+                    shared.and_then(|pieces| segment.with_shared(pieces).ok()).unwrap_or(segment)
+                })
                 .collect();
             if kind == 0 {
                 return (shape, Partition::Replicated);
@@ -70,7 +73,7 @@ fn partition() -> impl Strategy<Value = (Vec<u64>, Partition)> {
             }
             let dim = place.index(shape.len() + 1);
             shape.insert(dim, segments.iter().map(|segment| segment.len()).sum());
-            (shape, Partition::Split(Split { dim, segments, remainder }))
+            (shape, Partition::Split(Split { dim, segments, remainder, axis: Axis::Tensor }))
         },
     )
 }
@@ -81,7 +84,7 @@ proptest! {
     #[test]
     fn rows_copy_just_what_the_boxes_say((shape, partition) in partition(), parts in 1u32..5, bytes_each in 1u64..3) {
         let (entry, data) = entry(&shape, bytes_each);
-        for slice in partition.slices(&shape, parts).unwrap().into_iter().flatten() {
+        for slice in partition.slices(&shape, &Shares::equal(parts)).unwrap().into_iter().flatten() {
             let expected = oracle(&entry, &data, &slice);
             let tensor = RankTensor {
                 name: "t".into(), dtype: entry.dtype, shape: shape.clone(), slice, copy: 1, copies: 2,

@@ -1,0 +1,183 @@
+//! Modules: the tensors that store one layer of a model, with repeated blocks collapsed.
+
+use super::name_pattern::{NamePattern, collapse, factor};
+use crate::checkpoint::{Catalog, Dtype};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// Names of parameters that follow their module's name after a dot. `weight` and `bias` are everybody's; the others are
+/// how quantised weights are stored.
+const PARAMETERS: [&str; 21] = [
+    "weight",
+    "bias",
+    "qweight",
+    "qzeros",
+    "scales",
+    "g_idx",
+    "weight_packed",
+    "weight_scale",
+    "weight_scale_inv",
+    "weight_scale_2",
+    "weight_zero_point",
+    "weight_shape",
+    "weight_g_idx",
+    "weight_global_scale",
+    "weight_scale_ub",
+    "input_global_scale",
+    "input_scale",
+    "input_zero_point",
+    "activation_scale",
+    "SCB",
+    "weight_format",
+];
+
+/// Endings of parameters whose module's name comes before an underscore: `experts.gate_up_proj_blocks`.
+const ENDINGS: [&str; 7] = ["_blocks", "_scales", "_bias", "_weight", "_scale_inv", "_scale", "_packed"];
+
+/// Modules that only differ in the numbers of their blocks, and that are stored alike.
+#[derive(Debug, Clone)]
+pub struct Module {
+    /// Its name with `*` for each number: `model.layers.*.self_attn.q_proj`.
+    pub name: String,
+    /// The numbers of each, in the order of the name; sorted.
+    pub blocks: Vec<Vec<u32>>,
+    /// The tensors that each is stored in, sorted by name.
+    pub parameters: Vec<Parameter>,
+}
+
+/// A tensor of each of the modules.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Parameter {
+    /// What follows the module's name, without a dot: `weight`, `qweight`, `_blocks`; empty where the tensor has the
+    /// module's own name.
+    pub name: String,
+    /// The tensor's whole name, collapsed.
+    pub collapsed: String,
+    /// dtype of each.
+    pub dtype: Dtype,
+    /// Shape of each.
+    pub shape: Vec<u64>,
+}
+
+impl Parameter {
+    /// Bytes of one.
+    pub fn bytes_each(&self) -> u64 {
+        self.shape.iter().product::<u64>() * self.dtype.bitsize() as u64 / 8
+    }
+}
+
+impl Module {
+    /// How many modules there are.
+    pub fn count(&self) -> u64 {
+        self.blocks.len() as u64
+    }
+
+    /// Bytes of one of the modules.
+    pub fn bytes_each(&self) -> u64 {
+        self.parameters.iter().map(Parameter::bytes_each).fold(0, u64::saturating_add)
+    }
+
+    /// Bytes of all of them.
+    pub fn bytes(&self) -> u64 {
+        self.bytes_each().saturating_mul(self.count())
+    }
+
+    /// The parameter called `name`.
+    pub fn parameter(&self, name: &str) -> Option<&Parameter> {
+        self.parameters.iter().find(|parameter| parameter.name == name)
+    }
+
+    /// Just the names of all tensors of `parameter`.
+    pub fn names(&self, parameter: &Parameter) -> Vec<NamePattern> {
+        factor(&parameter.collapsed, &self.blocks)
+    }
+}
+
+/// All modules of `catalog`, sorted by name; those of one name that are stored differently stand side by side.
+pub fn modules(catalog: &Catalog) -> Vec<Module> {
+    // Every tensor under its collapsed name.
+    let mut by_template: HashMap<String, Vec<(Vec<u32>, usize)>> = HashMap::new();
+    for (number, tensor) in catalog.tensors().iter().enumerate() {
+        let (template, blocks) = collapse(&tensor.name);
+        by_template.entry(template).or_default().push((blocks, number));
+    }
+    let templates: BTreeSet<&str> = by_template.keys().map(String::as_str).collect();
+    let mut by_module: BTreeMap<&str, Vec<(&str, &str)>> = BTreeMap::new();
+    for &template in &templates {
+        let (module, parameter) = split(template, &templates);
+        by_module.entry(module).or_default().push((parameter, template));
+    }
+    let mut all = Vec::with_capacity(by_module.len());
+    for (name, parameters) in by_module {
+        let tensors =
+            parameters.iter().map(|&(parameter, template)| (parameter, template, &by_template[template]));
+        all.extend(stored_alike(name, tensors, catalog));
+    }
+    all
+}
+
+/// Sorts the modules of one name by what they are stored in.
+fn stored_alike<'a>(
+    name: &str,
+    parameters: impl Iterator<Item = (&'a str, &'a str, &'a Vec<(Vec<u32>, usize)>)>,
+    catalog: &Catalog,
+) -> Vec<Module> {
+    // The kinds of tensor there are, and which of them each module has.
+    let mut kinds: Vec<Parameter> = Vec::new();
+    let mut of_blocks: HashMap<&[u32], Vec<usize>> = HashMap::new();
+    for (parameter, template, tensors) in parameters {
+        let first = kinds.len();
+        for (blocks, number) in tensors {
+            let tensor = &catalog.tensors()[*number];
+            let alike = |kind: &Parameter| kind.dtype == tensor.dtype && kind.shape == tensor.shape;
+            let kind =
+                kinds[first..].iter().position(alike).map(|place| first + place).unwrap_or_else(|| {
+                    kinds.push(Parameter {
+                        name: parameter.to_owned(),
+                        collapsed: template.to_owned(),
+                        dtype: tensor.dtype,
+                        shape: tensor.shape.clone(),
+                    });
+                    kinds.len() - 1
+                });
+            of_blocks.entry(blocks).or_default().push(kind);
+        }
+    }
+    let mut alike: BTreeMap<Vec<usize>, Vec<Vec<u32>>> = BTreeMap::new();
+    for (blocks, kinds) in of_blocks {
+        alike.entry(kinds).or_default().push(blocks.to_vec());
+    }
+    let mut modules: Vec<Module> = alike
+        .into_iter()
+        .map(|(numbers, mut blocks)| {
+            blocks.sort_unstable();
+            let parameters = numbers.iter().map(|&kind| kinds[kind].clone()).collect();
+            Module { name: name.to_owned(), blocks, parameters }
+        })
+        .collect();
+    modules.sort_by(|a, b| a.blocks.cmp(&b.blocks));
+    modules
+}
+
+/// A collapsed tensor name as the module's and the parameter's.
+fn split<'a>(template: &'a str, templates: &BTreeSet<&str>) -> (&'a str, &'a str) {
+    let Some((parent, last)) = template.rsplit_once('.') else { return (template, "") };
+    if PARAMETERS.contains(&last) {
+        return (parent, last);
+    }
+    // What belongs to a weight: `weight.absmax`, `weight.quant_state.bitsandbytes__nf4`.
+    if let Some((module, rest)) = template.rsplit_once(".weight.")
+        && !rest.is_empty()
+    {
+        return (module, &template[module.len() + 1..]);
+    }
+    for ending in ENDINGS {
+        let Some(base) = template.strip_suffix(ending) else { continue };
+        let stands_for_itself = last.len() == ending.len();
+        // The weight itself, or another tensor that belongs to it.
+        let mut siblings = ENDINGS.iter().filter(|other| **other != ending).chain(&[""]);
+        if !stands_for_itself && siblings.any(|other| templates.contains(format!("{base}{other}").as_str())) {
+            return (base, ending);
+        }
+    }
+    (template, "")
+}

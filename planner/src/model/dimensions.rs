@@ -1,0 +1,227 @@
+//! What the words of the rules mean in a configuration.
+//!
+//! The words and their formulas are data (`families/dimensions.yaml`; a family may add its own): a *size* is a number, a
+//! *segmented dimension* is so many pieces of so many elements, dealt to ranks by certain units.
+
+use super::{
+    config::{ConfigError, MAX_DIMENSION, Section},
+    expression::{Expression, Names},
+};
+use crate::{quote::quote, unique_map::UniqueMap};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+/// How deep the formulas of sizes may lead into each other.
+const MAX_DEPTH: u32 = 16;
+
+/// The words and their formulas.
+#[derive(Debug, Clone, Default)]
+pub struct Vocabulary {
+    sizes: BTreeMap<String, Expression>,
+    segmented: BTreeMap<String, Segmented>,
+}
+
+/// A dimension made of pieces: heads, groups.
+#[derive(Debug, Clone)]
+struct Segmented {
+    count: Expression,
+    unit: Expression,
+    of: Option<Expression>,
+    groups: Option<Expression>,
+}
+
+/// The words as a file writes them.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VocabularyDocument {
+    sizes: Option<UniqueMap<String>>,
+    segmented: Option<UniqueMap<SegmentedDocument>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SegmentedDocument {
+    count: String,
+    unit: String,
+    of: Option<String>,
+    groups: Option<String>,
+}
+
+/// A dimension of a model: `count` pieces of `unit` elements, dealt to ranks by `units` units in `groups` groups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dimension {
+    /// The word for it.
+    pub name: String,
+    /// Pieces. Either a multiple of `units`, or fewer: pieces that units share.
+    pub count: u64,
+    /// Elements in each.
+    pub unit: u64,
+    /// What is dealt. Dimensions of one block with the same units are dealt alike.
+    pub units: u64,
+    /// Groups of units that ranks share only when there are fewer of them than ranks.
+    pub groups: u64,
+    /// What the units are, for telling one kind from another.
+    pub space: String,
+}
+
+impl Dimension {
+    /// A dimension that no configuration names: `count` pieces of `unit` elements, dealt one by one.
+    pub fn of_any_size(name: &str, count: u64, unit: u64) -> Self {
+        Self { name: name.to_owned(), count, unit, units: count, groups: count, space: name.to_owned() }
+    }
+
+    /// Elements in all.
+    pub fn len(&self) -> u64 {
+        self.count.saturating_mul(self.unit)
+    }
+
+    /// Whether it has no elements: never.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// `8 kv heads × 128`, `hidden 8192`.
+    pub fn words(&self) -> String {
+        match (self.unit, self.count) {
+            (1, count) if self.space == self.name => format!("{} {count}", self.name),
+            (unit, count) => format!("{count} {} × {unit}", self.name),
+        }
+    }
+}
+
+impl Vocabulary {
+    /// The vocabulary of `document`, added to this one; what the document defines anew wins.
+    pub(crate) fn extended(&self, document: &VocabularyDocument) -> Result<Self, String> {
+        let mut all = self.clone();
+        let parse = |name: &str, text: &str| {
+            let parsed: Result<Expression, String> = text.parse();
+            parsed.map_err(|reason| format!("the formula {} of {}: {reason}", quote(text), quote(name)))
+        };
+        for (name, text) in document.sizes.iter().flat_map(|UniqueMap(sizes)| sizes) {
+            all.sizes.insert(name.clone(), parse(name, text)?);
+        }
+        for (name, text) in document.segmented.iter().flat_map(|UniqueMap(segmented)| segmented) {
+            let optional = |text: &Option<String>| text.as_ref().map(|text| parse(name, text)).transpose();
+            let segmented = Segmented {
+                count: parse(name, &text.count)?,
+                unit: parse(name, &text.unit)?,
+                of: optional(&text.of)?,
+                groups: optional(&text.groups)?,
+            };
+            all.segmented.insert(name.clone(), segmented);
+        }
+        Ok(all)
+    }
+
+    /// Whether `name` is a word of it.
+    pub fn knows(&self, name: &str) -> bool {
+        self.sizes.contains_key(name) || self.segmented.contains_key(name)
+    }
+
+    /// All words, sorted.
+    pub fn words(&self) -> impl Iterator<Item = &str> {
+        let all: std::collections::BTreeSet<&str> =
+            self.sizes.keys().chain(self.segmented.keys()).map(String::as_str).collect();
+        all.into_iter()
+    }
+}
+
+/// A vocabulary in the light of one section of a configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct Measures<'a> {
+    vocabulary: &'a Vocabulary,
+    section: Section<'a>,
+}
+
+impl<'a> Measures<'a> {
+    /// What the words of `vocabulary` mean in `section`.
+    pub fn new(vocabulary: &'a Vocabulary, section: Section<'a>) -> Self {
+        Self { vocabulary, section }
+    }
+
+    /// The size called `name`; `None` when the configuration does not say.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when an entry that it depends on is no size.
+    pub fn size(self, name: &str) -> Result<Option<u64>, ConfigError> {
+        Scope { measures: self, depth: MAX_DEPTH, within: None }.size(name)
+    }
+
+    /// The dimension called `name`; `None` when the configuration does not say.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when an entry that it depends on is no size, or entries contradict each other.
+    pub fn dimension(self, name: &str) -> Result<Option<Dimension>, ConfigError> {
+        let Some(form) = self.vocabulary.segmented.get(name) else {
+            let size = self.size(name)?;
+            return Ok(size.map(|size| Dimension {
+                name: name.to_owned(),
+                count: size,
+                unit: 1,
+                units: size,
+                groups: size,
+                space: name.to_owned(),
+            }));
+        };
+        let value = |expression: &Expression| {
+            expression.value(&Scope { measures: self, depth: MAX_DEPTH, within: None })
+        };
+        let (Some(count), Some(unit)) = (value(&form.count)?, value(&form.unit)?) else { return Ok(None) };
+        let of = form.of.as_ref().unwrap_or(&form.count);
+        let Some(units) = value(of)? else { return Ok(None) };
+        let groups = match &form.groups {
+            Some(groups) => value(groups)?.unwrap_or(units),
+            None => units,
+        };
+        let sound = [count, unit, units, groups].iter().all(|size| (1..=MAX_DIMENSION).contains(size));
+        if !sound || !units.is_multiple_of(groups) || (count > units && !count.is_multiple_of(units)) {
+            let reason =
+                format!("{count} {name} of {unit} cannot be dealt by {units} units in {groups} groups");
+            return Err(self.section.config().contradiction(reason));
+        }
+        Ok(Some(Dimension { name: name.to_owned(), count, unit, units, groups, space: of.text().to_owned() }))
+    }
+
+    /// The error for a word that the configuration does not give a size.
+    pub fn missing(self, name: &str) -> ConfigError {
+        let mut key = name;
+        for _ in 0..MAX_DEPTH {
+            let expression = self.vocabulary.sizes.get(key);
+            let expression =
+                expression.or_else(|| self.vocabulary.segmented.get(key).map(|segmented| &segmented.count));
+            match expression.and_then(|expression| expression.names().first().copied()) {
+                Some(first) if first != key => key = first,
+                _ => break,
+            }
+        }
+        self.section.config().missing(key)
+    }
+}
+
+/// Names inside a formula: other words first, then keys of the configuration.
+struct Scope<'a> {
+    measures: Measures<'a>,
+    depth: u32,
+    /// The word whose formula this is: there its name means the key.
+    within: Option<&'a str>,
+}
+
+impl Names for Scope<'_> {
+    type Error = ConfigError;
+
+    fn size(&self, name: &str) -> Result<Option<u64>, ConfigError> {
+        let Measures { vocabulary, section } = self.measures;
+        match vocabulary.sizes.get_key_value(name).filter(|_| self.within != Some(name)) {
+            Some((word, expression)) if self.depth > 0 => {
+                let inner = Scope { measures: self.measures, depth: self.depth - 1, within: Some(word) };
+                expression.value(&inner)
+            }
+            Some(_) => Ok(None),
+            None => section.number(name),
+        }
+    }
+
+    fn flag(&self, key: &str) -> bool {
+        self.measures.section.flag(key)
+    }
+}
