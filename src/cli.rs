@@ -85,7 +85,7 @@ pub(crate) enum Topology {
 
 #[derive(Debug, Args)]
 pub(crate) struct Plan {
-    /// A checkpoint: a folder, one .safetensors file, or an index
+    /// A checkpoint: a folder, one .safetensors file, or an index; or a LoRA adapter's folder, with --base
     pub(crate) checkpoint: PathBuf,
     /// The machine: a built-in name (`shardwright topology list`), or a file
     #[arg(long, default_value = "host", help_heading = "Machine")]
@@ -114,6 +114,17 @@ pub(crate) struct Plan {
     /// Rules of your own, which win: a YAML file of module globs to partitions
     #[arg(long, value_name = "FILE", help_heading = "Rules")]
     pub(crate) rules: Option<PathBuf>,
+    /// Hold the modules that this glob matches whole on every rank, a vision tower for example
+    #[arg(long, value_name = "GLOB", help_heading = "Rules")]
+    pub(crate) replicate: Vec<String>,
+    /// The plan of the model that an adapter is for: the adapter is cut to match it, and everything else follows from it
+    #[arg(
+        long,
+        value_name = "PLAN",
+        help_heading = "Adapter",
+        conflicts_with_all = ["topology", "nodes", "tp", "pp", "dp", "uneven", "weights", "expert_parallel", "rules", "replicate"]
+    )]
+    pub(crate) base: Option<PathBuf>,
     /// Write the plan to this file
     #[arg(short, long, help_heading = "Output")]
     pub(crate) output: Option<PathBuf>,

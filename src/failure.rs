@@ -4,6 +4,7 @@ use shardwright_loader::{
     device::DeviceError, load::LoadError, schedule::ScheduleError, source::SourceError, verify::VerifyError,
 };
 use shardwright_planner::{
+    adapter::AdapterError,
     checkpoint::CatalogError,
     cost::FitError,
     mesh::MeshError,
@@ -132,6 +133,13 @@ impl From<BuildError> for Failure {
             _ if error.is_bad_input() => Kind::BadInput,
             _ => Kind::No,
         };
+        Self::new(kind, &error).with_help(error.help())
+    }
+}
+
+impl From<AdapterError> for Failure {
+    fn from(error: AdapterError) -> Self {
+        let kind = if error.is_bad_input() { Kind::BadInput } else { Kind::No };
         Self::new(kind, &error).with_help(error.help())
     }
 }

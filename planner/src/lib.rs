@@ -15,8 +15,10 @@
 //! 8. [`plan`]: the document that carries the decisions, its checks, and the slices derived from it
 //! 9. [`cost`]: bytes per GPU, whether they fit, and the collectives a layer needs
 //! 10. [`planning`]: all of it, from a catalog to a plan that fits
+//! 11. [`adapter`]: a LoRA adapter, cut to match the plan of its base
 #![deny(unsafe_code)]
 
+pub mod adapter;
 pub mod checkpoint;
 pub mod cost;
 pub mod graph;

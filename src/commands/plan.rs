@@ -2,16 +2,18 @@
 
 use crate::{
     cli,
-    failure::Failure,
+    failure::{Failure, Kind},
     figures,
     inputs::{absolute, config, topology},
     output::{print_json, print_table, table, write_whole},
 };
 use serde_json::json;
 use shardwright_planner::{
+    adapter::{ADAPTER_CONFIG_NAME, plan_adapter},
     checkpoint::Catalog,
     cost::{MemoryUse, collectives, memory_per_rank},
     mesh::Mesh,
+    model::CONFIG_NAME,
     plan::Plan,
     planning::{PlanRequest, Sharing, build},
     quote::escaped,
@@ -26,8 +28,19 @@ const MOST_ROWS: usize = 64;
 
 pub(crate) fn run(args: &cli::Plan, out: &mut dyn Write) -> Result<(), Failure> {
     let catalog = Catalog::open(&args.checkpoint)?;
+    if let Some(base) = &args.base {
+        let base = Plan::read(base)?;
+        let plan = plan_adapter(&catalog, &absolute(&args.checkpoint)?, &base)?;
+        return show(args, &plan, &format!("the machine of its base, {}", base.topology), false, out);
+    }
+    if catalog.folder().join(ADAPTER_CONFIG_NAME).is_file() && !catalog.folder().join(CONFIG_NAME).exists() {
+        let message = format!("{} holds an adapter, not a model", args.checkpoint.display());
+        return Err(Failure::new(Kind::Usage, message)
+            .with_help("plan the model first, then the adapter with --base PLAN".to_owned()));
+    }
     let config = config(&catalog)?;
     let user = args.rules.as_deref().map_or_else(|| Ok(UserRules::default()), UserRules::read)?;
+    let user = user.with_replicated(&args.replicate)?;
     let families = Families::built_in()?;
     let machine = machine(args)?;
     let (tp, chosen) = match args.tp {
@@ -50,19 +63,30 @@ pub(crate) fn run(args: &cli::Plan, out: &mut dyn Write) -> Result<(), Failure> 
             expert_parallel: args.expert_parallel,
         },
     })?;
+    show(args, &plan, machine.about(), chosen, out)
+}
+
+/// Writes the plan where it should go, and shows it.
+fn show(
+    args: &cli::Plan,
+    plan: &Plan,
+    machine: &str,
+    tp_was_chosen: bool,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
     if let Some(output) = &args.output {
         write_whole(output, &plan.to_yaml()?)?;
     }
-    let uses = memory_per_rank(&plan)?;
+    let uses = memory_per_rank(plan)?;
     if args.json {
-        return print_json(out, &as_json(&plan, &uses)?);
+        return print_json(out, &as_json(plan, &uses)?);
     }
-    print_plan(&plan, &machine, &uses, chosen, out)?;
+    print_plan(plan, machine, &uses, tp_was_chosen, out)?;
     match &args.output {
         Some(output) => writeln!(out, "plan written to {}", output.display())?,
         None => writeln!(out, "plan not written: give -o FILE")?,
     }
-    print_answer(&plan, &uses, out)
+    print_answer(plan, &uses, out)
 }
 
 fn machine(args: &cli::Plan) -> Result<Topology, Failure> {
@@ -80,7 +104,7 @@ fn default_tp(machine: &Topology, args: &cli::Plan) -> u32 {
 
 fn print_plan(
     plan: &Plan,
-    machine: &Topology,
+    machine: &str,
     uses: &[MemoryUse],
     tp_was_chosen: bool,
     out: &mut dyn Write,
@@ -95,7 +119,7 @@ fn print_plan(
         mesh.pp(),
         mesh.dp(),
         count(u64::from(mesh.world_size()), "rank"),
-        escaped(machine.about()),
+        escaped(machine),
         escaped(&plan.family),
     )?;
     if let Some(path) = plan.narrowest_path {

@@ -114,10 +114,15 @@ fn ours(group: &TensorGroup) -> Cut {
 }
 
 /// What cannot be cut so often, with the numbers that say why.
-const REFUSED: [(&str, u32, &str); 2] = [
+const REFUSED: [(&str, u32, &str); 3] = [
     // Of each key/value head the query heads, key and value lie together: there are no smaller pieces.
     ("falcon-grouped", 4, "2 attended groups do not divide by 4"),
-    // The audio tower has two heads.
+    // The query transformers have two heads, and so has the audio tower.
+    (
+        "granite4_vision",
+        4,
+        "qformer.encoder.layer.*.attention.attention.query` over tp 4: 2 query heads do not divide",
+    ),
     (
         "voxtral_realtime",
         4,

@@ -10,5 +10,6 @@ mod module;
 mod name_pattern;
 
 pub use flow::{Matrix, TensorGraph};
+pub(crate) use module::module_of;
 pub use module::{Module, Parameter, modules};
 pub use name_pattern::{NamePattern, NamePatternError, PatternPart};

@@ -59,6 +59,11 @@ pub struct Parameter {
 }
 
 impl Parameter {
+    /// Whether it is a bias.
+    pub fn is_bias(&self) -> bool {
+        self.name == "bias" || self.name == "_bias"
+    }
+
     /// Bytes of one.
     pub fn bytes_each(&self) -> u64 {
         self.shape.iter().product::<u64>() * self.dtype.bitsize() as u64 / 8
@@ -129,16 +134,16 @@ fn stored_alike<'a>(
         for (blocks, number) in tensors {
             let tensor = &catalog.tensors()[*number];
             let alike = |kind: &Parameter| kind.dtype == tensor.dtype && kind.shape == tensor.shape;
-            let kind =
-                kinds[first..].iter().position(alike).map(|place| first + place).unwrap_or_else(|| {
-                    kinds.push(Parameter {
-                        name: parameter.to_owned(),
-                        collapsed: template.to_owned(),
-                        dtype: tensor.dtype,
-                        shape: tensor.shape.clone(),
-                    });
-                    kinds.len() - 1
+            let known = kinds[first..].iter().position(alike).map(|place| first + place);
+            let kind = known.unwrap_or(kinds.len());
+            if known.is_none() {
+                kinds.push(Parameter {
+                    name: parameter.to_owned(),
+                    collapsed: template.to_owned(),
+                    dtype: tensor.dtype,
+                    shape: tensor.shape.clone(),
                 });
+            }
             of_blocks.entry(blocks).or_default().push(kind);
         }
     }
@@ -156,6 +161,13 @@ fn stored_alike<'a>(
         .collect();
     modules.sort_by(|a, b| a.blocks.cmp(&b.blocks));
     modules
+}
+
+/// The module's name in the collapsed name of a tensor of a plan, whose parameters are known to be its own.
+pub(crate) fn module_of(template: &str) -> &str {
+    let (module, parameter) = split(template, &BTreeSet::new());
+    let ending = ENDINGS.iter().find(|ending| parameter.is_empty() && module.ends_with(**ending));
+    ending.map_or(module, |ending| &module[..module.len() - ending.len()])
 }
 
 /// A collapsed tensor name as the module's and the parameter's.

@@ -52,6 +52,27 @@ impl NamePattern {
             .fold(1, u64::saturating_mul)
     }
 
+    /// The numbers of its first name.
+    pub fn first(&self) -> Option<Vec<u32>> {
+        let numbers = self.parts.iter().filter_map(|part| match part {
+            PatternPart::Text(_) => None,
+            PatternPart::Numbers(ranges) => Some(ranges.first().map(|range| *range.start())),
+        });
+        numbers.collect()
+    }
+
+    /// Whether a name of it has just these numbers.
+    pub fn has(&self, blocks: &[u32]) -> bool {
+        let mut blocks = blocks.iter();
+        let all = self.parts.iter().all(|part| match part {
+            PatternPart::Text(_) => true,
+            PatternPart::Numbers(ranges) => {
+                blocks.next().is_some_and(|block| ranges.iter().any(|range| range.contains(block)))
+            }
+        });
+        all && blocks.next().is_none()
+    }
+
     /// Every name with its numbers, in ascending order of the numbers. The caller bounds [`NamePattern::count`] first.
     pub fn names(&self) -> Vec<(String, Vec<u32>)> {
         let mut names = vec![(String::new(), Vec::new())];

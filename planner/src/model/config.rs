@@ -199,7 +199,7 @@ impl<'a> Section<'a> {
         here.or_else(|| if self.falls_back { lookup(&self.config.top, key) } else { None })
     }
 
-    /// The number under `key`, which must be one that a dimension can have. Where there is a list with one number for each
+    /// The number under `key`, which must be one that a dimension can have, or 0. Where there is a list with one number for each
     /// layer, it must be the same for all; where it is not, there is no one number.
     ///
     /// # Errors
@@ -214,12 +214,16 @@ impl<'a> Section<'a> {
             Some(value) => value,
         };
         match value.as_u64() {
-            Some(number @ 1..=MAX_DIMENSION) => Ok(Some(number)),
-            _ => Err(ConfigError::BadValue {
-                path: self.config.path.clone(),
-                key: key.to_owned(),
-                value: value.to_string().chars().take(40).collect(),
-            }),
+            Some(number @ 0..=MAX_DIMENSION) => Ok(Some(number)),
+            _ => Err(self.bad_value(key, value)),
+        }
+    }
+
+    pub(super) fn bad_value(self, key: &str, value: &Value) -> ConfigError {
+        ConfigError::BadValue {
+            path: self.config.path.clone(),
+            key: key.to_owned(),
+            value: value.to_string().chars().take(40).collect(),
         }
     }
 
@@ -248,7 +252,7 @@ fn find_object<'a>(
 }
 
 /// Reads a JSON object of bounded length from a regular file.
-fn read_object(path: &Path) -> Result<Map<String, Value>, ConfigError> {
+pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>, ConfigError> {
     let read_error = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => ConfigError::Missing { path: path.to_owned() },
         _ => ConfigError::Read { path: path.to_owned(), source },

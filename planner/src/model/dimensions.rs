@@ -144,7 +144,10 @@ impl<'a> Measures<'a> {
     /// # Errors
     /// [`ConfigError`] when an entry that it depends on is no size.
     pub fn size(self, name: &str) -> Result<Option<u64>, ConfigError> {
-        Scope { measures: self, depth: MAX_DEPTH, within: None }.size(name)
+        match (Scope { measures: self, depth: MAX_DEPTH, within: None }).size(name)? {
+            Some(0) => Err(self.section.bad_value(self.first_key(name), &0.into())),
+            size => Ok(size),
+        }
     }
 
     /// The dimension called `name`; `None` when the configuration does not say.
@@ -184,6 +187,14 @@ impl<'a> Measures<'a> {
 
     /// The error for a word that the configuration does not give a size.
     pub fn missing(self, name: &str) -> ConfigError {
+        self.section.config().missing(self.first_key(name))
+    }
+
+    /// The key that a word's size is looked for under first.
+    fn first_key<'b>(self, name: &'b str) -> &'b str
+    where
+        'a: 'b,
+    {
         let mut key = name;
         for _ in 0..MAX_DEPTH {
             let expression = self.vocabulary.sizes.get(key);
@@ -194,7 +205,7 @@ impl<'a> Measures<'a> {
                 _ => break,
             }
         }
-        self.section.config().missing(key)
+        key
     }
 }
 

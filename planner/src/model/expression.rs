@@ -70,20 +70,22 @@ impl Expression {
     }
 
     /// Its value; `None` when no alternative has all its names, or the arithmetic does not come out. What is wrong with a
-    /// name counts only where no alternative has a value.
+    /// name, and a value of 0, count only where no alternative has another value.
     pub(crate) fn value<N: Names>(&self, names: &N) -> Result<Option<u64>, N::Error> {
         let mut first_error = None;
+        let mut zero = None;
         for (node, condition) in &self.alternatives {
             if condition.as_ref().is_some_and(|key| !names.flag(key)) {
                 continue;
             }
             match value(node, names) {
                 Ok(None) => {}
+                Ok(Some(0)) => zero = Some(0),
                 Ok(Some(value)) => return Ok(Some(value)),
                 Err(error) => first_error = first_error.or(Some(error)),
             }
         }
-        first_error.map_or(Ok(None), Err)
+        first_error.map_or(Ok(zero), Err)
     }
 }
 
@@ -228,6 +230,7 @@ mod tests {
                 "hidden size" => Some(64),
                 "heads" => Some(8),
                 "three" => Some(3),
+                "nothing" => Some(0),
                 _ => None,
             })
         }
@@ -246,6 +249,8 @@ mod tests {
         assert_eq!(value_of("hidden size / heads + 2 * three"), Some(14));
         assert_eq!(value_of("2 * (heads - three)"), Some(10));
         assert_eq!(value_of("absent | 7"), Some(7));
+        assert_eq!(value_of("nothing | 7"), Some(7));
+        assert_eq!(value_of("nothing | absent"), Some(0));
         assert_eq!(value_of("1 if no | 2 if yes | 3"), Some(2));
     }
 

@@ -9,6 +9,7 @@ mod dimensions;
 mod expression;
 mod spec;
 
+pub(crate) use config::read_object;
 pub use config::{CONFIG_NAME, Config, ConfigError, Section};
 pub(crate) use dimensions::VocabularyDocument;
 pub use dimensions::{Dimension, Measures, Vocabulary};

@@ -61,7 +61,9 @@ impl ModelSpec {
                 .contradiction(format!("{query} attention heads are no multiple of {kv} key/value heads")));
         }
         let hidden = size("hidden")?;
-        let head_size = size("head size")?;
+        // Of latent attention's heads, the part without positions and the part with them.
+        let latent = size("latent head size")?;
+        let head_size = if latent.is_some() { latent } else { size("head size")? };
         if let (Some(hidden), Some(heads), None) = (hidden, query_heads, head_size) {
             return Err(config.contradiction(format!(
                 "hidden_size {hidden} is no multiple of {heads} attention heads, and there is no head_dim"

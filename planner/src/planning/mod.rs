@@ -19,7 +19,7 @@ use crate::{
         CheckpointIdentity, LayerRange, PLAN_VERSION, PathWidth, Plan, PlanError, RankPlace, TensorGroup,
     },
     quantisation::Quantisation,
-    rules::{Decision, DecisionRequest, Families, Family, RuleError, StageRule, UserRules, decide},
+    rules::{Decision, DecisionRequest, Families, Family, Role, RuleError, StageRule, UserRules, decide},
     size::Size,
     topology::Topology,
 };
@@ -195,11 +195,21 @@ fn decided(request: &PlanRequest<'_>) -> Result<Plan, BuildError> {
     Ok(plan)
 }
 
-/// Sorts modules in the order of the family's rules, which is that of the model.
+/// Sorts modules in the order of the model: what runs before the layers, the layers, what runs after; each in the order of
+/// the family's rules.
 fn in_order_of_rules(modules: &mut [Module], family: &Family) {
     modules.sort_by_cached_key(|module| {
-        let rule = family.rules_for(&module.name).next().map_or(usize::MAX, |(order, _, _)| order);
-        (rule, module.name.clone(), module.blocks.first().cloned())
+        let rule = family.rules_for(&module.name).next();
+        let role = rule.map(|(_, _, rule)| rule.role);
+        let part = match role {
+            _ if family.is_in_layers(&module.name) => 2,
+            _ if family.is_before_layers(&module.name) => 0,
+            Some(Role::VocabParallelEmbedding) => 1,
+            Some(Role::VocabParallelHead) => 4,
+            _ => 3,
+        };
+        let order = rule.map_or(usize::MAX, |(order, _, _)| order);
+        (part, order, module.name.clone(), module.blocks.first().cloned())
     });
 }
 

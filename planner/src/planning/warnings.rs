@@ -2,11 +2,11 @@
 
 use crate::{
     checkpoint::Catalog,
-    graph::Module,
+    graph::{Module, Parameter},
     mesh::Mesh,
     model::ModelSpec,
-    partition::{Partition, Slice},
-    plan::{PathWidth, Plan, PlanError, TensorGroup},
+    partition::Partition,
+    plan::{PathWidth, Plan, PlanError},
     quote::quote,
     rules::{Decision, Family},
     size::{Size, count},
@@ -79,9 +79,15 @@ pub(super) fn of_decisions(
             }
         }
     }
-    for group in &plan.tensors {
-        for what in of_group(group, plan)? {
-            say(what, &group.collapsed());
+    for (module, decision) in modules.iter().zip(decisions) {
+        // What holds for the largest of a module's tensors holds for all that are dealt with it.
+        let dealt = module.parameters.iter().zip(&decision.partitions);
+        let dealt = dealt.filter(|(_, partition)| matches!(partition, Partition::Split(_)));
+        let Some((parameter, partition)) = dealt.max_by_key(|(parameter, _)| parameter.bytes_each()) else {
+            continue;
+        };
+        for what in of_dealing(module, parameter, partition, plan)? {
+            say(what, &parameter.collapsed);
         }
     }
     Ok(said
@@ -93,34 +99,36 @@ pub(super) fn of_decisions(
         .collect())
 }
 
-/// What is odd about how a group of tensors is dealt, said of its tensors.
-fn of_group(group: &TensorGroup, plan: &Plan) -> Result<Vec<String>, PlanError> {
+/// What is odd about how a module is dealt, of which `parameter` is the largest tensor; said of this tensor.
+fn of_dealing(
+    module: &Module,
+    parameter: &Parameter,
+    partition: &Partition,
+    plan: &Plan,
+) -> Result<Vec<String>, PlanError> {
     let mut odd = Vec::new();
-    let Partition::Split(split) = &group.partition else { return Ok(odd) };
-    let slices = plan.slices_of(group)?;
-    let slices = slices.by_rank();
-    let each = group.shape.iter().product::<u64>() * group.dtype.bitsize() as u64 / 8;
-    let total = each.saturating_mul(group.count());
-    let rows = |slice: &Slice| slice.shape[split.dim];
-    let held: Vec<u64> = slices.iter().map(|slice| slice.as_ref().map_or(0, rows)).collect();
+    let Partition::Split(split) = partition else { return Ok(odd) };
+    let shares = plan.shares(split.axis);
+    let wrong = |source| PlanError::Partition { name: parameter.collapsed.clone(), source };
+    let slices = partition.slices(&parameter.shape, &shares).map_err(wrong)?;
+    let total = parameter.bytes_each().saturating_mul(module.count());
+    let size = parameter.shape[split.dim];
+    let part = |rows: u64| u64::try_from(u128::from(total) * u128::from(rows) / u128::from(size));
+    let held: Vec<u64> =
+        slices.iter().map(|slice| slice.as_ref().map_or(0, |slice| slice.shape[split.dim])).collect();
     let (most, least) = (held.iter().max().copied().unwrap_or(0), held.iter().min().copied().unwrap_or(0));
     // What is uneven because it was asked to be needs no word.
     if most != least && plan.weights.is_empty() {
         let even = total / slices.len() as u64;
-        let largest = u128::from(total) * u128::from(most) / u128::from(group.shape[split.dim]);
-        let more = u64::try_from(largest).unwrap_or(u64::MAX).saturating_sub(even);
+        let more = part(most).unwrap_or(u64::MAX).saturating_sub(even);
         let empty = held.iter().filter(|&&rows| rows == 0).count() as u64;
         let idle = match empty {
             0 => String::new(),
-            _ => format!(
-                "; {} nothing of it and {} idle meanwhile",
-                holds(empty),
-                if empty == 1 { "is" } else { "are" }
-            ),
+            1 => "; 1 rank holds nothing of it and waits for the others".to_owned(),
+            _ => format!("; {empty} ranks hold nothing of it and wait for the others"),
         };
         odd.push(format!(
-            "is dealt unevenly: ranks hold {least} to {most} of {} (the largest {} more than an even share{idle})",
-            group.shape[split.dim],
+            "is dealt unevenly: ranks hold {least} to {most} of {size} (the largest {} more than an even share{idle})",
             Size(more)
         ));
     }
@@ -132,19 +140,15 @@ fn of_group(group: &TensorGroup, plan: &Plan) -> Result<Vec<String>, PlanError> 
             plan.mesh.tp()
         ));
     }
-    let copies = slices.iter().flatten().flat_map(|slice| &slice.pieces).map(|piece| piece.replicas).max();
-    if let Some(copies @ 2..) = copies {
-        let all: u64 = slices.iter().flatten().map(Slice::elements).sum();
-        let bytes = (all * group.dtype.bitsize() as u64 / 8).saturating_mul(group.count());
+    let pieces = || slices.iter().flatten().flat_map(|slice| &slice.pieces).map(|piece| piece.replicas);
+    if let (Some(least), Some(most @ 2..)) = (pieces().min(), pieces().max()) {
+        let all: u64 = slices.iter().flatten().map(|slice| slice.shape[split.dim] - slice.padding).sum();
+        let ranks = if least == most { format!("{most}") } else { format!("up to {most}") };
         odd.push(format!(
-            "has fewer heads than there are ranks: {copies} ranks hold each ({} in all, not {})",
-            Size(bytes),
+            "has fewer heads than there are ranks: {ranks} ranks hold each ({} in all, not {})",
+            Size(part(all).unwrap_or(u64::MAX)),
             Size(total)
         ));
     }
     Ok(odd)
-}
-
-fn holds(ranks: u64) -> String {
-    format!("{} {}", count(ranks, "rank"), if ranks == 1 { "holds" } else { "hold" })
 }

@@ -419,7 +419,7 @@ fn check_layers(request: &DecisionRequest<'_>, vocabulary: &Vocabulary) -> Resul
         return wrong(format!("no tensor lies in {}", quote(family.layers())));
     }
     // Layers that predict further tokens come after those that are counted.
-    let beyond = measures.size("further layers")?.unwrap_or(0);
+    let beyond = measures.size("further layers").ok().flatten().unwrap_or(0);
     let names: Vec<(&str, BTreeSet<u32>)> = match family.complete {
         true => of_names.into_iter().collect(),
         false => vec![(family.layers(), all)],

@@ -57,6 +57,7 @@ pub(super) fn check(
     if failures.is_empty() {
         return Ok(());
     }
+    let failing: Vec<String> = failures.iter().map(|failure| failure.module.clone()).collect();
     let divides = match uncuttable {
         true => vec![1],
         false => sizes_that_divide(&dealt, request),
@@ -68,8 +69,17 @@ pub(super) fn check(
         model: model.map_or(String::new(), |model| model.to_string()),
         divides,
         uneven: if uncuttable { None } else { uneven },
-        experts: request.ep.is_some(),
+        outside_layers: outside_layers(&failing, request),
     })
+}
+
+/// A glob that matches all of `failing`, where they are all parts of what runs before the layers.
+fn outside_layers(failing: &[String], request: &DecisionRequest<'_>) -> Option<String> {
+    let first = failing.first()?;
+    let all_before = failing.iter().all(|module| request.family.is_before_layers(module));
+    let ends = first.match_indices('.').map(|(end, _)| &first[..=end]);
+    let common = ends.take_while(|start| failing.iter().all(|module| module.starts_with(start))).last();
+    common.filter(|_| all_before).map(|start| format!("{start}**"))
 }
 
 /// A segment that is dealt, and to whom.
@@ -155,6 +165,14 @@ fn why(
     if joined > 1 {
         let each = dimension.len() / segment.units().max(1);
         let units = segment.units();
+        if segment.shared().is_some() {
+            return format!(
+                "{} are read by {} of heads that belong together, which {} not divide by {tp}",
+                dimension.words(),
+                count(units, block_word(fitted)),
+                if units == 1 { "does" } else { "do" }
+            );
+        }
         return format!(
             "{} is {} of {each}, which {} not divide by {tp}",
             dimension.words(),
@@ -198,8 +216,11 @@ fn block_word(fitted: &Fitted) -> &'static str {
 /// `the query heads 4,3,4,3`: what each rank would hold.
 fn uneven_dealing(dimension: &Dimension, segment: Segment, tp: u32) -> Option<String> {
     const MOST_SHOWN: u32 = 16;
-    if tp > MOST_SHOWN || segment.shared().is_some() {
+    if segment.shared().is_some() {
         return None;
+    }
+    if tp > MOST_SHOWN {
+        return Some("them as evenly as it goes".to_owned());
     }
     let hands = deal(segment, &Shares::equal(tp), Remainder::Uneven).ok()?;
     let held = hands.iter().map(|hand| hand.runs.iter().map(|run| run.stop - run.start).sum::<u64>());

@@ -75,8 +75,8 @@ pub enum RuleError {
         divides: Vec<u32>,
         /// What dealing unevenly would give, for the help.
         uneven: Option<String>,
-        /// Whether whole experts were asked for.
-        experts: bool,
+        /// Where all that fails runs before the layers: a glob for it.
+        outside_layers: Option<String>,
     },
 }
 
@@ -109,15 +109,16 @@ impl RuleError {
                 "config.json belongs to another checkpoint, or the download is incomplete; fetch both again"
                     .to_owned()
             }
-            Self::NotDivisible { divides, uneven, .. } => {
-                let sizes = join(divides);
+            Self::NotDivisible { divides, uneven, outside_layers, .. } => {
                 let verb = if divides.len() == 1 { "divides" } else { "divide" };
-                match uneven {
-                    Some(uneven) => {
-                        format!("tp {sizes} {verb} every module; or pass --uneven to deal {uneven}")
-                    }
-                    None => format!("tp {sizes} {verb} every module"),
+                let mut help = format!("tp {} {verb} every module", join(divides));
+                if let Some(uneven) = uneven {
+                    help.push_str(&format!("; or pass --uneven to deal {uneven}"));
                 }
+                if let Some(glob) = outside_layers {
+                    help.push_str(&format!("; or pass --replicate '{glob}' to hold it whole"));
+                }
+                help
             }
         })
     }

@@ -30,6 +30,7 @@ macro_rules! families {
 const BUILT_IN: &[(&str, &str)] = &families! {
     "baichuan.yaml"
     "decoder.yaml"
+    "deepseek.yaml"
     "deepseek_v4.yaml"
     "falcon.yaml"
     "gpt2.yaml"

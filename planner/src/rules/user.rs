@@ -6,7 +6,10 @@
 //!   model.layers.*.mlp.up_proj: column [features, hidden]
 //! ```
 
-use super::{family::Pattern, rule::Rule};
+use super::{
+    family::Pattern,
+    rule::{Rule, RuleParseError},
+};
 use crate::{
     graph::Module,
     model::{Vocabulary, VocabularyDocument},
@@ -32,6 +35,7 @@ pub struct UserRules {
 struct UserRule {
     pattern: Pattern,
     rule: Rule,
+    /// Where it stands in the file; 0 where it was given otherwise.
     line: usize,
 }
 
@@ -88,6 +92,21 @@ impl UserRules {
         Ok(Self { file: file.to_owned(), rules, words: document.dimensions })
     }
 
+    /// The same rules after those that hold whole whatever `globs` match.
+    ///
+    /// # Errors
+    /// [`UserRulesError`] when one is no glob.
+    pub fn with_replicated(mut self, globs: &[String]) -> Result<Self, UserRulesError> {
+        let failed = |reason: String| UserRulesError { file: PathBuf::from("--replicate"), reason };
+        let rule: Rule = "replicated".parse().map_err(|error: RuleParseError| failed(error.to_string()))?;
+        let first = globs.iter().map(|glob| {
+            let pattern = Pattern::new(glob).map_err(failed)?;
+            Ok(UserRule { pattern, rule: rule.clone(), line: 0 })
+        });
+        self.rules.splice(0..0, first.collect::<Result<Vec<_>, UserRulesError>>()?);
+        Ok(self)
+    }
+
     /// The words of `vocabulary` and the user's own.
     ///
     /// # Errors
@@ -118,7 +137,7 @@ impl UserRules {
                 used[place] = true;
             }
         }
-        let Some((place, unused)) = self.rules.iter().enumerate().find(|(place, _)| !used[*place]) else {
+        let Some((_, unused)) = self.rules.iter().enumerate().find(|(place, _)| !used[*place]) else {
             return Ok(());
         };
         let glob = quote(&unused.pattern.text);
@@ -128,16 +147,19 @@ impl UserRules {
             Some(before) => {
                 let UserRule { pattern, rule, line } = &self.rules[before];
                 format!(
-                    "line {}: {glob} is {} never counts: every module it matches is already {} by {} in line {line}",
-                    self.rules[place].line,
+                    "{glob} is {} never counts: every module it matches is already {} by {}{}",
                     quote(&unused.rule.text),
                     quote(&rule.text),
                     quote(&pattern.text),
+                    if *line > 0 { format!(" in line {line}") } else { String::new() },
                 )
             }
-            None => format!("line {}: {glob} matches no module of the checkpoint", unused.line),
+            None => format!("{glob} matches no module of the checkpoint"),
         };
-        Err(UserRulesError { file: self.file.clone(), reason })
+        Err(match unused.line {
+            0 => UserRulesError { file: PathBuf::from("--replicate"), reason },
+            line => UserRulesError { file: self.file.clone(), reason: format!("line {line}: {reason}") },
+        })
     }
 }
 
