@@ -6,6 +6,8 @@ mod config;
 mod index;
 mod output;
 mod plan;
+mod quantised;
+mod rules;
 mod stale;
 #[path = "../support/mod.rs"]
 mod support;

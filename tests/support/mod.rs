@@ -3,6 +3,7 @@
 
 pub(crate) mod cut;
 pub(crate) mod headers;
+pub(crate) mod modules;
 pub(crate) mod tiny;
 
 use serde_json::Value;

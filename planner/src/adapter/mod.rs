@@ -13,7 +13,7 @@ pub use error::AdapterError;
 use crate::{
     checkpoint::Catalog,
     cost::{check_fit, memory_per_rank},
-    graph::{Module, Parameter, modules},
+    graph::{Module, NamePattern, Parameter, modules},
     partition::{Partition, Segment, Split, gcd},
     plan::{CheckpointIdentity, Plan, RankPlace, TensorGroup},
     rules::Role,
@@ -129,6 +129,9 @@ fn target(collapsed: &str) -> Option<(String, Part)> {
     Some((module.replace(".modules_to_save.default", "").replace(".base_layer", ""), *part))
 }
 
+/// The numbers in the names of some modules.
+type Blocks = Vec<Vec<u32>>;
+
 /// The modules of a plan, as the groups of tensors that each is stored in.
 struct BaseModules<'a> {
     groups: Vec<Vec<&'a TensorGroup>>,
@@ -143,7 +146,7 @@ impl<'a> BaseModules<'a> {
         for group in &base.tensors {
             let collapsed = group.collapsed();
             let module = crate::graph::module_of(&collapsed).to_owned();
-            let first = group.names.first().and_then(|pattern| pattern.first()).unwrap_or_default();
+            let first = group.names.first().and_then(NamePattern::first).unwrap_or_default();
             let number = *seen.entry((module.clone(), first)).or_insert_with(|| {
                 all.groups.push(Vec::new());
                 all.by_name.entry(module).or_default().push(all.groups.len() - 1);
@@ -160,10 +163,10 @@ impl<'a> BaseModules<'a> {
         target: &str,
         module: &Module,
         tensor: &str,
-    ) -> Result<Vec<(usize, Vec<Vec<u32>>)>, AdapterError> {
+    ) -> Result<Vec<(usize, Blocks)>, AdapterError> {
         let missing = || AdapterError::NoSuchModule { tensor: tensor.to_owned(), module: target.to_owned() };
         let candidates = self.by_name.get(target).ok_or_else(missing)?;
-        let mut found: BTreeMap<usize, Vec<Vec<u32>>> = BTreeMap::new();
+        let mut found: BTreeMap<usize, Blocks> = BTreeMap::new();
         for block in &module.blocks {
             let has = |number: &&usize| self.groups[**number][0].names.iter().any(|names| names.has(block));
             let number = candidates.iter().find(has).ok_or_else(missing)?;

@@ -12,4 +12,5 @@ mod name_pattern;
 pub use flow::{Matrix, TensorGraph};
 pub(crate) use module::module_of;
 pub use module::{Module, Parameter, modules};
+pub(crate) use name_pattern::collapse;
 pub use name_pattern::{NamePattern, NamePatternError, PatternPart};

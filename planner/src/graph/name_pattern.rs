@@ -104,7 +104,7 @@ fn numbers(ranges: &[RangeInclusive<u32>]) -> impl Iterator<Item = u32> {
 
 /// A name with `*` in place of each number, and the numbers. Only numbers as Rust writes them count, so that a name and
 /// its numbers give each other: `01` stays as it is.
-pub(super) fn collapse(name: &str) -> (String, Vec<u32>) {
+pub(crate) fn collapse(name: &str) -> (String, Vec<u32>) {
     let mut blocks = Vec::new();
     let parts: Vec<String> = name
         .split('.')

@@ -1,7 +1,11 @@
 //! What `quantization_config` declares.
 
 use super::error::QuantisationError;
-use crate::model::Config;
+use crate::{
+    graph::{Module, collapse},
+    model::Config,
+    quote::escaped,
+};
 use serde_json::Value;
 use std::fmt;
 
@@ -45,14 +49,16 @@ impl Quantisation {
         let mut all = Self { method, ..Self::default() };
         let first = |keys: &[&str]| keys.iter().find_map(|key| declared.get(*key).filter(|v| !v.is_null()));
         all.add_sizes(declared)?;
+        all.act_order = first(&["desc_act"]).and_then(Value::as_bool).unwrap_or(false);
         // Per module, by regular expressions: which modules follow from the shapes.
         let dynamic = declared.get("dynamic").and_then(Value::as_object);
         for other in dynamic.into_iter().flat_map(|modules| modules.values()) {
             all.add_sizes(other)?;
+            // Scales that are not cut go with any order of the inputs, so one such module makes it safe for all.
+            all.act_order |= other.get("desc_act").and_then(Value::as_bool).unwrap_or(false);
         }
         let format = first(&["checkpoint_format", "version", "format"]).and_then(Value::as_str);
         all.format = format.map(|format| format.chars().take(40).collect());
-        all.act_order = first(&["desc_act"]).and_then(Value::as_bool).unwrap_or(false);
         all.block = block(declared.get("weight_block_size"), "weight_block_size")?;
         for list in ["modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules", "exclude"] {
             let names = declared.get(list).and_then(Value::as_array);
@@ -87,9 +93,12 @@ impl Quantisation {
         Ok(())
     }
 
-    /// Whether the module called `name` (with `*` for numbers) is said not to be quantised, whatever its numbers.
-    pub fn excludes(&self, name: &str) -> bool {
-        self.excluded.iter().any(|excluded| !excluded.starts_with("re:") && excluded == name)
+    /// One of `module` that is said not to be quantised, by its whole name; other ways to write exclusions are not read.
+    pub fn excluded_of(&self, module: &Module) -> Option<&str> {
+        self.excluded.iter().map(String::as_str).find(|name| {
+            let (template, blocks) = collapse(name);
+            template == module.name && module.blocks.binary_search(&blocks).is_ok()
+        })
     }
 }
 
@@ -113,7 +122,7 @@ impl fmt::Display for Quantisation {
 }
 
 fn bad(key: &str, value: &Value, expected: &'static str) -> QuantisationError {
-    let value = value.to_string().chars().take(40).flat_map(char::escape_debug).collect();
+    let value = escaped(&value.to_string().chars().take(40).collect::<String>());
     QuantisationError::BadValue { key: key.to_owned(), value, expected }
 }
 

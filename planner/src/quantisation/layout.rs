@@ -89,9 +89,9 @@ pub fn stored(
     }
     if let Some(declared) = declared
         && stored.packing.is_some()
-        && declared.excludes(&module.name)
+        && let Some(name) = declared.excluded_of(module)
     {
-        let reason = format!("{} is excluded, but stored quantised", crate::quote::quote(&module.name));
+        let reason = format!("{} is excluded, but stored quantised", crate::quote::quote(name));
         return Err(QuantisationError::Contradiction { reason });
     }
     for (number, parameter) in module.parameters.iter().enumerate() {
@@ -167,7 +167,7 @@ fn read_weight<'a>(
         let parameter = &module.parameters[at];
         let declared = declared_for(parameter, declared)?;
         let format = declared.format.as_deref().unwrap_or_default();
-        if ["gemv", "gemv_fast", "marlin", "ipex", "exllama"].contains(&format) {
+        if ["gemv", "gemv_fast", "gptq_p", "marlin", "ipex", "exllama"].contains(&format) {
             let why = format!(
                 "its weights are packed for one kernel ({} {format}), which cuts nothing",
                 declared.method
@@ -219,6 +219,13 @@ fn read_weight<'a>(
                 let declared = declared_for(parameter, declared)?;
                 let words = parameter.shape[last];
                 let groups = scale.shape.get(last).copied().unwrap_or(1);
+                if let [bits] = declared.bits[..]
+                    && WORD_BITS % bits != 0
+                    && !words.is_multiple_of(bits / gcd(WORD_BITS, bits))
+                {
+                    let why = format!("its weights of {bits} bit are packed with unused bits in each word");
+                    return Ok(Some(uncuttable(module, why)));
+                }
                 let bits = bits_of(&declared.bits, parameter, last, |bits| {
                     let input = words * WORD_BITS / bits;
                     let grouped = declared.group_sizes.iter().any(|&size| input.div_ceil(size) == groups);
@@ -306,7 +313,8 @@ fn beside(
     let plain = StoredDimension::plain;
     let act_order = declared.is_some_and(|declared| declared.act_order);
     let everywhere = || Some(Storage::of(vec![StoredDimension::whole(); shape.len()]));
-    if shape.iter().product::<u64>() == 1 {
+    let is_block_scale = shape.len() > 1 && declared.is_some_and(|declared| declared.block.is_some());
+    if shape.iter().product::<u64>() == 1 && !is_block_scale {
         return Ok(everywhere());
     }
     Ok(match parameter.name.as_str() {
@@ -393,7 +401,7 @@ fn scale(
         return Err(wrong(parameter, "a number for each block of the weight", "the module's weight"));
     }
     let mut dimensions = Vec::with_capacity(shape.len());
-    for (&count, (logical, len)) in shape.iter().zip(dims) {
+    for (dim, (&count, (logical, len))) in shape.iter().zip(dims).enumerate() {
         let blocks = match (logical, declared) {
             (Logical::Out, Some(declared)) => declared.block.iter().map(|block| block.0).collect(),
             (Logical::In, Some(declared)) if declared.block.is_some() => {
@@ -403,7 +411,7 @@ fn scale(
             _ => Vec::new(),
         };
         let scattered = logical == Logical::In && act_order && count < len;
-        dimensions.push(match block_size(sizes, parameter, (logical, len), count, &blocks)? {
+        dimensions.push(match block_size(sizes, parameter, dim, (logical, len), &blocks)? {
             _ if scattered => StoredDimension::whole(),
             Some(block) => StoredDimension::block(logical, block),
             None => StoredDimension::whole(),
@@ -412,14 +420,17 @@ fn scale(
     Ok(Storage::of(dimensions))
 }
 
-/// Elements in each of `count` blocks of a dimension of `len`; `None` where one number is for all of it.
+/// Elements in each of the blocks that dimension `dim` of `parameter` counts, of a logical dimension of `len`; `None` where one
+/// number is for all of it.
 fn block_size(
     sizes: &Sizes<'_>,
     parameter: &Parameter,
+    dim: usize,
     (logical, len): (Logical, u64),
-    count: u64,
     declared: &[u64],
 ) -> Result<Option<u64>, QuantisationError> {
+    let count = parameter.shape[dim];
+    let wrong = || block_count(sizes, parameter, dim, (logical, len), declared.first().copied());
     // Blocks of two dimensions are declared for both; else one number for each output, or for all of them, goes too.
     let in_blocks = parameter.shape.len() > 1 && declared.len() == 1 && parameter.name.ends_with("_inv");
     match declared.iter().find(|&&block| len.div_ceil(block) == count && count > 1) {
@@ -432,24 +443,24 @@ fn block_size(
             let of_the_format = block.is_power_of_two() && block <= 32;
             match declared.is_empty() || of_the_format {
                 true => Ok(Some(block)),
-                false => Err(block_count(sizes, parameter, logical, len, declared.first().copied())),
+                false => Err(wrong()),
             }
         }
-        None => Err(block_count(sizes, parameter, logical, len, declared.first().copied())),
+        None => Err(wrong()),
     }
 }
 
 fn block_count(
     sizes: &Sizes<'_>,
     parameter: &Parameter,
-    logical: Logical,
-    len: u64,
+    at: usize,
+    (logical, len): (Logical, u64),
     declared: Option<u64>,
 ) -> QuantisationError {
-    let (what, at) = match logical {
-        Logical::Out => ("outputs", sizes.experts.map_or(0, |_| 1)),
-        Logical::In => ("inputs", sizes.experts.map_or(1, |_| 2)),
-        Logical::Expert => ("experts", 0),
+    let what = match logical {
+        Logical::Out => "outputs",
+        Logical::In => "inputs",
+        Logical::Expert => "experts",
     };
     let expected = match declared {
         Some(block) => format!("{} in dimension {at}", len.div_ceil(block)),
@@ -467,12 +478,12 @@ fn groups(
     declared: Option<&Quantisation>,
     act_order: bool,
 ) -> Result<StoredDimension, QuantisationError> {
-    let Some((&count, 2)) = parameter.shape.get(dim).map(|count| (count, parameter.shape.len())) else {
+    let 2 = parameter.shape.len() else {
         return Err(wrong(parameter, "2 dimensions", "a number for each group and output"));
     };
     let input = sizes.input.unwrap_or(1);
     let declared = declared.map(|declared| declared.group_sizes.as_slice()).unwrap_or_default();
-    let size = block_size(sizes, parameter, (Logical::In, input), count, declared)?;
+    let size = block_size(sizes, parameter, dim, (Logical::In, input), declared)?;
     Ok(match size {
         Some(size) if !act_order => StoredDimension::block(Logical::In, size),
         _ => StoredDimension::whole(),

@@ -204,9 +204,7 @@ fn fit_by_rules(
     let measures = measures_of(module, request, vocabulary);
     if let Some((_, glob, rule)) = user.rule_for(&module.name) {
         let reason = format!("your rules: {glob} is {}", rule.text);
-        return fit(module, rule, measures, quantisation, reason)
-            .map(Some)
-            .map_err(|misfit| RuleError::misfit(&module.name, misfit));
+        return fit(module, rule, measures, quantisation, reason).map(Some).map_err(RuleError::misfit);
     }
     let mut first_misfit = None;
     for (_, glob, rule) in family.rules_for(&module.name) {
@@ -220,7 +218,7 @@ fn fit_by_rules(
         Some(Misfit::Quantisation(error)) => Err(error.into()),
         // What is only called like something known need not be it.
         Some(misfit) if !family.fallback && (family.complete || family.is_in_layers(&module.name)) => {
-            Err(RuleError::misfit(&module.name, misfit))
+            Err(RuleError::misfit(misfit))
         }
         _ => Ok(None),
     }

@@ -2,7 +2,7 @@
 
 use super::{
     decide::{Decision, DecisionRequest},
-    error::{Failure, RuleError},
+    error::{Failure, NotDivisible, RuleError},
     fit::Fitted,
     spaces::Whole,
 };
@@ -42,10 +42,8 @@ pub(super) fn check(
     for ((module, fitted), decision) in modules.iter().zip(fitted).zip(decisions) {
         for partition in &decision.partitions {
             let Some(failing) = first_failing(partition, request, &mut dealt) else { continue };
-            let failure = Failure {
-                module: module.name.clone(),
-                reason: why(module, fitted, partition, &failing, request),
-            };
+            let failure =
+                Failure { module: module.name.clone(), reason: why(fitted, partition, &failing, request) };
             if let Some(dimension) = dimension_of(fitted, partition, failing.place) {
                 uneven = uneven.or_else(|| uneven_dealing(dimension, failing.segment, tp.parts()));
             }
@@ -63,14 +61,14 @@ pub(super) fn check(
         false => sizes_that_divide(&dealt, request),
     };
     let model = ModelSpec::of(config, request.family.vocabulary()).map(|model| ModelSpec { layers, ..model });
-    Err(RuleError::NotDivisible {
+    Err(RuleError::NotDivisible(Box::new(NotDivisible {
         failures,
         tp: tp.parts(),
         model: model.map_or(String::new(), |model| model.to_string()),
         divides,
         uneven: if uncuttable { None } else { uneven },
         outside_layers: outside_layers(&failing, request),
-    })
+    })))
 }
 
 /// A glob that matches all of `failing`, where they are all parts of what runs before the layers.
@@ -142,18 +140,11 @@ fn dimension_of<'a>(fitted: &'a Fitted, partition: &Partition, place: usize) -> 
 }
 
 /// What does not divide by what, in the words of the model.
-fn why(
-    module: &Module,
-    fitted: &Fitted,
-    partition: &Partition,
-    failing: &Failing,
-    request: &DecisionRequest<'_>,
-) -> String {
+fn why(fitted: &Fitted, partition: &Partition, failing: &Failing, request: &DecisionRequest<'_>) -> String {
     let Failing { place, segment, refused } = failing;
     let tp = request.tp.parts();
     let Some(dimension) = dimension_of(fitted, partition, *place) else {
         let ranks = request.ep.map_or(tp, Shares::parts);
-        let _ = module;
         return format!(
             "{} do not divide by the {ranks} ranks of a pipeline stage",
             count(refused.units, "expert")

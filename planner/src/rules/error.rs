@@ -2,6 +2,7 @@
 
 use super::{family::FamilyError, fit::Misfit, user::UserRulesError};
 use crate::{model::ConfigError, quantisation::QuantisationError, quote::quote, size::count};
+use std::fmt;
 
 /// A module that cannot be split evenly.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,27 +64,53 @@ pub enum RuleError {
         module: String,
     },
     /// Modules that cannot be split over the ranks evenly.
-    #[error("{}", not_divisible(failures, *tp, model))]
-    NotDivisible {
-        /// Each module that fails.
-        failures: Vec<Failure>,
-        /// Ranks in a tensor-parallel group.
-        tp: u32,
-        /// The model's dimensions in words.
-        model: String,
-        /// Sizes of the group that work for every module.
-        divides: Vec<u32>,
-        /// What dealing unevenly would give, for the help.
-        uneven: Option<String>,
-        /// Where all that fails runs before the layers: a glob for it.
-        outside_layers: Option<String>,
-    },
+    #[error("{0}")]
+    NotDivisible(Box<NotDivisible>),
+}
+
+/// Modules that cannot be split over the ranks evenly, and what could.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotDivisible {
+    /// Each module that fails.
+    pub failures: Vec<Failure>,
+    /// Ranks in a tensor-parallel group.
+    pub tp: u32,
+    /// The model's dimensions in words.
+    pub model: String,
+    /// Sizes of the group that work for every module.
+    pub divides: Vec<u32>,
+    /// What dealing unevenly would give, for the help.
+    pub uneven: Option<String>,
+    /// Where all that fails runs before the layers: a glob for it.
+    pub outside_layers: Option<String>,
+}
+
+impl fmt::Display for NotDivisible {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Failure { module, reason } in &self.failures {
+            writeln!(f, "cannot split {} over tp {}: {reason}", quote(module), self.tp)?;
+        }
+        write!(f, "({})", self.model)
+    }
+}
+
+impl NotDivisible {
+    fn help(&self) -> String {
+        let verb = if self.divides.len() == 1 { "divides" } else { "divide" };
+        let mut help = format!("tp {} {verb} every module", join(&self.divides));
+        if let Some(uneven) = &self.uneven {
+            help.push_str(&format!("; or pass --uneven to deal {uneven}"));
+        }
+        if let Some(glob) = &self.outside_layers {
+            help.push_str(&format!("; or pass --replicate '{glob}' to hold it whole"));
+        }
+        help
+    }
 }
 
 impl RuleError {
-    /// What is said of a rule that must fit `module` and does not.
-    pub(super) fn misfit(module: &str, misfit: Misfit) -> Self {
-        let _ = module;
+    /// What is said of a rule that must fit a module and does not.
+    pub(super) fn misfit(misfit: Misfit) -> Self {
         match misfit {
             Misfit::Unknown(error) => Self::Config(error),
             Misfit::Quantisation(error) => Self::Quantisation(error),
@@ -95,7 +122,7 @@ impl RuleError {
 
     /// Whether the input contradicts itself, rather than being sound and not plannable.
     pub fn is_bad_input(&self) -> bool {
-        !matches!(self, Self::NotDivisible { .. })
+        !matches!(self, Self::NotDivisible(_))
     }
 
     /// What the reader can do about it.
@@ -109,31 +136,9 @@ impl RuleError {
                 "config.json belongs to another checkpoint, or the download is incomplete; fetch both again"
                     .to_owned()
             }
-            Self::NotDivisible { divides, uneven, outside_layers, .. } => {
-                let verb = if divides.len() == 1 { "divides" } else { "divide" };
-                let mut help = format!("tp {} {verb} every module", join(divides));
-                if let Some(uneven) = uneven {
-                    help.push_str(&format!("; or pass --uneven to deal {uneven}"));
-                }
-                if let Some(glob) = outside_layers {
-                    help.push_str(&format!("; or pass --replicate '{glob}' to hold it whole"));
-                }
-                help
-            }
+            Self::NotDivisible(error) => error.help(),
         })
     }
-}
-
-fn not_divisible(failures: &[Failure], tp: u32, model: &str) -> String {
-    let mut text = String::new();
-    for (place, failure) in failures.iter().enumerate() {
-        if place > 0 {
-            text.push('\n');
-        }
-        text.push_str(&format!("cannot split {} over tp {tp}: {}", quote(&failure.module), failure.reason));
-    }
-    text.push_str(&format!("\n({model})"));
-    text
 }
 
 /// `1, 2 or 4`.

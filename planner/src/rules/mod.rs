@@ -22,7 +22,7 @@ mod spaces;
 mod user;
 
 pub use decide::{Decision, DecisionRequest, Decisions, decide, tensor_graph};
-pub use error::{Failure, RuleError};
+pub use error::{Failure, NotDivisible, RuleError};
 pub use family::{Families, Family, FamilyError};
 pub use role::{Role, StageRule};
 pub use rule::{Rule, RuleParseError, Term, Word};
