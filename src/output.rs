@@ -23,7 +23,7 @@ pub(crate) fn table<const N: usize>(
         if number >= left {
             column.set_cell_alignment(CellAlignment::Right);
         } else if number > 0 {
-            column.set_constraint(ColumnConstraint::UpperBoundary(Width::Fixed(WIDEST / 2)));
+            column.set_constraint(ColumnConstraint::UpperBoundary(Width::Fixed(WIDEST * 3 / 5)));
         }
     }
     table

@@ -5,6 +5,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod experts;
+mod inferred;
+mod loading;
 mod peer;
 
 use peer::Peer;

@@ -66,6 +66,17 @@ impl TensorGraph {
         let mut all = Self { graph: DiGraph::new(), nodes: vec![None; modules.len()], width };
         let Some(width) = width else { return all };
         let residual = all.graph.add_node(Node::Residual);
+        // What is looked up in an embedding is added to the residual stream: its rows are inputs.
+        let matrices: Vec<Option<Matrix>> = modules
+            .iter()
+            .zip(matrices)
+            .map(|(module, matrix)| match matrix {
+                Some(Matrix { out, input }) if is_embedding(&module.name) => {
+                    Some(Matrix { out: *input, input: *out })
+                }
+                other => *other,
+            })
+            .collect();
         let mut scopes: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for (number, module) in modules.iter().enumerate() {
             if matrices[number].is_some() {
@@ -74,7 +85,7 @@ impl TensorGraph {
             }
         }
         for members in scopes.values() {
-            all.connect(members, modules, matrices, residual, width);
+            all.connect(members, modules, &matrices, residual, width);
         }
         all
     }
@@ -203,6 +214,11 @@ pub(crate) fn scope(module: &str) -> &str {
 
 fn is_writer(name: &str) -> bool {
     WRITERS.contains(&name.rsplit('.').next().unwrap_or(name))
+}
+
+fn is_embedding(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    last.contains("embed") || ["wte", "wpe", "shared"].contains(&last)
 }
 
 /// The width that most modules of repeated blocks read or give.

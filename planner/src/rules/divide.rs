@@ -44,9 +44,13 @@ pub(super) fn check(
             let Some(failing) = first_failing(partition, request, &mut dealt) else { continue };
             let failure =
                 Failure { module: module.name.clone(), reason: why(fitted, partition, &failing, request) };
-            if let Some(dimension) = dimension_of(fitted, partition, failing.place) {
-                uneven = uneven.or_else(|| uneven_dealing(dimension, failing.segment, tp.parts()));
-            }
+            uneven = uneven.or_else(|| match dimension_of(fitted, partition, failing.place) {
+                Some(dimension) => {
+                    let joined = if dimension.units > failing.segment.units() { "groups of " } else { "" };
+                    uneven_dealing(&format!("{joined}{}", dimension.name), failing.segment, tp.parts())
+                }
+                None => uneven_dealing("experts", failing.segment, request.ep?.parts()),
+            });
             if !failures.iter().any(|other| other.module == failure.module) {
                 failures.push(failure);
             }
@@ -205,17 +209,16 @@ fn block_word(fitted: &Fitted) -> &'static str {
 }
 
 /// `the query heads 4,3,4,3`: what each rank would hold.
-fn uneven_dealing(dimension: &Dimension, segment: Segment, tp: u32) -> Option<String> {
+fn uneven_dealing(name: &str, segment: Segment, parts: u32) -> Option<String> {
     const MOST_SHOWN: u32 = 16;
     if segment.shared().is_some() {
         return None;
     }
-    if tp > MOST_SHOWN {
+    if parts > MOST_SHOWN {
         return Some("them as evenly as it goes".to_owned());
     }
-    let hands = deal(segment, &Shares::equal(tp), Remainder::Uneven).ok()?;
+    let hands = deal(segment, &Shares::equal(parts), Remainder::Uneven).ok()?;
     let held = hands.iter().map(|hand| hand.runs.iter().map(|run| run.stop - run.start).sum::<u64>());
     let units: Vec<String> = held.map(|elements| (elements / segment.unit()).to_string()).collect();
-    let joined = if dimension.units > segment.units() { "groups of " } else { "" };
-    Some(format!("the {joined}{} {}", dimension.name, units.join(",")))
+    Some(format!("the {name} {}", units.join(",")))
 }

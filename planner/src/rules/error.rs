@@ -96,8 +96,11 @@ impl fmt::Display for NotDivisible {
 
 impl NotDivisible {
     fn help(&self) -> String {
-        let verb = if self.divides.len() == 1 { "divides" } else { "divide" };
-        let mut help = format!("tp {} {verb} every module", join(&self.divides));
+        let mut help = match self.divides.as_slice() {
+            [] => "no tp divides every module".to_owned(),
+            [one] => format!("tp {one} divides every module"),
+            several => format!("tp {} divide every module", join(several)),
+        };
         if let Some(uneven) = &self.uneven {
             help.push_str(&format!("; or pass --uneven to deal {uneven}"));
         }
@@ -145,7 +148,7 @@ impl RuleError {
 fn join(numbers: &[u32]) -> String {
     let words: Vec<String> = numbers.iter().map(u32::to_string).collect();
     match words.as_slice() {
-        [] => "no size".to_owned(),
+        [] => String::new(),
         [one] => one.clone(),
         [most @ .., last] => format!("{} or {last}", most.join(", ")),
     }
