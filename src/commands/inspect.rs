@@ -87,9 +87,8 @@ fn print_flow(modules: &[Module], graph: &TensorGraph, out: &mut dyn Write) -> R
         if producers.is_empty() {
             continue;
         }
-        let name = escaped(&modules[writer].name);
-        let scope = name.rsplit_once('.').map_or("", |(scope, _)| scope).to_owned();
-        let last = |number: usize| escaped(modules[number].name.rsplit('.').next().unwrap_or_default());
+        let scope = escaped(modules[writer].scope());
+        let last = |number: usize| escaped(modules[number].last_name());
         let read: Vec<String> = producers.iter().map(|&number| last(number)).collect();
         lines.insert(scope, format!("{} → {}", read.join(", "), last(writer)));
     }

@@ -71,7 +71,7 @@ impl TensorGraph {
             .iter()
             .zip(matrices)
             .map(|(module, matrix)| match matrix {
-                Some(Matrix { out, input }) if is_embedding(&module.name) => {
+                Some(Matrix { out, input }) if is_embedding(module) => {
                     Some(Matrix { out: *input, input: *out })
                 }
                 other => *other,
@@ -81,7 +81,7 @@ impl TensorGraph {
         for (number, module) in modules.iter().enumerate() {
             if matrices[number].is_some() {
                 all.nodes[number] = Some(all.graph.add_node(Node::Module(number)));
-                scopes.entry(scope(&module.name)).or_default().push(number);
+                scopes.entry(module.scope()).or_default().push(number);
             }
         }
         for members in scopes.values() {
@@ -101,7 +101,7 @@ impl TensorGraph {
         let matrix = |number: usize| matrices[number].unwrap_or(Matrix { out: 0, input: 0 });
         let writes = |&number: &usize| {
             let Matrix { out, input } = matrix(number);
-            out == width && (input != width || is_writer(&modules[number].name))
+            out == width && (input != width || WRITERS.contains(&modules[number].last_name()))
         };
         let (writers, others): (Vec<usize>, Vec<usize>) = members.iter().partition(|number| writes(number));
         for &number in &others {
@@ -207,17 +207,8 @@ fn modules_of(nodes: Vec<Node>) -> Vec<usize> {
     modules
 }
 
-/// The name of what contains a module.
-pub(crate) fn scope(module: &str) -> &str {
-    module.rsplit_once('.').map_or("", |(scope, _)| scope)
-}
-
-fn is_writer(name: &str) -> bool {
-    WRITERS.contains(&name.rsplit('.').next().unwrap_or(name))
-}
-
-fn is_embedding(name: &str) -> bool {
-    let last = name.rsplit('.').next().unwrap_or(name);
+fn is_embedding(module: &Module) -> bool {
+    let last = module.last_name();
     last.contains("embed") || ["wte", "wpe", "shared"].contains(&last)
 }
 

@@ -86,6 +86,21 @@ impl Module {
         self.bytes_each().saturating_mul(self.count())
     }
 
+    /// The name of what contains it: `model.layers.*.self_attn`.
+    pub fn scope(&self) -> &str {
+        self.name.rsplit_once('.').map_or("", |(scope, _)| scope)
+    }
+
+    /// The name of the innermost block that it is a part of, `model.layers.*`; empty outside of blocks.
+    pub fn block(&self) -> &str {
+        self.name.rfind('*').map_or("", |end| &self.name[..=end])
+    }
+
+    /// The last part of its name.
+    pub fn last_name(&self) -> &str {
+        self.name.rsplit('.').next().unwrap_or(&self.name)
+    }
+
     /// The parameter called `name`.
     pub fn parameter(&self, name: &str) -> Option<&Parameter> {
         self.parameters.iter().find(|parameter| parameter.name == name)

@@ -1,6 +1,6 @@
 //! What can be wrong with quantised weights.
 
-use crate::quote::quote;
+use crate::{graph::Parameter, quote::quote};
 
 /// Why a module's stored tensors cannot be understood together.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +46,16 @@ pub enum QuantisationError {
 }
 
 impl QuantisationError {
+    /// The error for `parameter`, whose shape does not go with `explained`, by which it would be `expected`.
+    pub(super) fn shape(parameter: &Parameter, expected: &str, explained: &str) -> Self {
+        Self::WrongShape {
+            tensor: parameter.collapsed.clone(),
+            found: parameter.shape.clone(),
+            expected: expected.to_owned(),
+            explained: explained.to_owned(),
+        }
+    }
+
     /// What the reader can do about it.
     pub fn help(&self) -> &'static str {
         "config.json belongs to another checkpoint, or the download is incomplete; fetch both again"

@@ -7,6 +7,9 @@
 mod declared;
 mod error;
 mod layout;
+mod packing;
+mod scales;
+mod weight;
 
 pub use declared::Quantisation;
 pub use error::QuantisationError;

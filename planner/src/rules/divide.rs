@@ -1,7 +1,7 @@
 //! Whether everything divides by the ranks, and what to say where it does not.
 
 use super::{
-    decide::{Decision, DecisionRequest},
+    decision::{Decision, DecisionRequest},
     error::{Failure, NotDivisible, RuleError},
     fit::Fitted,
     spaces::Whole,

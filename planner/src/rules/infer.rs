@@ -40,11 +40,11 @@ pub(super) fn pair(
         return Ok(Vec::new());
     }
     // A norm or a scale over the features: they are not computed one by one.
-    let scope = scope_of(&modules[writer].name);
+    let scope = modules[writer].scope();
     let others = |number: &usize| {
         *number != writer
             && !readers.contains(number)
-            && scope_of(&modules[*number].name) == scope
+            && modules[*number].scope() == scope
             && modules[*number].parameters.iter().any(|parameter| parameter.shape.contains(&width))
     };
     if (0..modules.len()).any(|number| others(&number)) {
@@ -71,7 +71,7 @@ pub(super) fn pair(
             Fitted { role, stored, split: Some(split), stage: None, reason, warning: None, guessed: true },
         ))
     };
-    let last = |number: usize| quote(modules[number].name.rsplit('.').next().unwrap_or_default()).to_string();
+    let last = |number: usize| quote(modules[number].last_name()).to_string();
     let mut found = Vec::new();
     for (&reader, dimension) in readers.iter().zip(of_readers) {
         let reason = format!(
@@ -89,8 +89,4 @@ pub(super) fn pair(
     );
     found.extend(fitted(writer, Role::RowParallel, (Logical::In, vec![of_writer]), reason));
     Ok(found)
-}
-
-fn scope_of(name: &str) -> &str {
-    name.rsplit_once('.').map_or("", |(scope, _)| scope)
 }

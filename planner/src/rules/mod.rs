@@ -8,20 +8,26 @@
 //! 2. `fit`: rule + module → which dimension is cut, and the segments that tile it
 //! 3. `infer`: tensor graph → the same, for modules that no rule knows
 //! 4. `spaces`: what may not be cut, agreed among all modules of a block
-//! 5. `decide`, `divide`: partitions, and whether they divide by the ranks
+//! 5. `project`, `divide`: partitions of the stored tensors, and whether they divide by the ranks
+//!
+//! `decide` does all of it, in this order.
 
+mod completeness;
 mod decide;
+mod decision;
 mod divide;
 mod error;
 mod family;
 mod fit;
 mod infer;
+mod project;
 mod role;
 mod rule;
 mod spaces;
 mod user;
 
-pub use decide::{Decision, DecisionRequest, Decisions, decide, tensor_graph};
+pub use decide::{decide, tensor_graph};
+pub use decision::{Decision, DecisionRequest, Decisions};
 pub use error::{Failure, NotDivisible, RuleError};
 pub use family::{Families, Family, FamilyError};
 pub use role::{Role, StageRule};

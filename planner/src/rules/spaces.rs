@@ -111,6 +111,5 @@ fn units_together(dimension: &Dimension, storage: u64) -> Option<u64> {
 }
 
 fn key(module: &Module, dimension: &Dimension) -> Key {
-    let block = module.name.rfind('*').map_or("", |end| &module.name[..=end]);
-    (block.to_owned(), dimension.space.clone(), dimension.units, dimension.groups)
+    (module.block().to_owned(), dimension.space.clone(), dimension.units, dimension.groups)
 }
