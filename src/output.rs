@@ -29,6 +29,16 @@ pub(crate) fn table<const N: usize>(
     table
 }
 
+/// A text of the planner's in which names from files may stand.
+pub(crate) fn escaped_line(text: &str) -> String {
+    text.chars()
+        .flat_map(|letter| match letter {
+            letter if letter.is_control() => letter.escape_debug().collect::<Vec<_>>(),
+            letter => vec![letter],
+        })
+        .collect()
+}
+
 /// Prints a table without blanks at the ends of its lines.
 pub(crate) fn print_table(out: &mut dyn Write, table: &Table) -> Result<(), Failure> {
     for line in table.lines() {

@@ -3,7 +3,7 @@
 use crate::{
     cli::Explain,
     failure::{Failure, Kind},
-    output::print_json,
+    output::{escaped_line, print_json},
 };
 use globset::{Glob, GlobMatcher};
 use serde_json::json;
@@ -64,7 +64,7 @@ fn print_group(plan: &Plan, group: &TensorGroup, matching: u64, out: &mut dyn Wr
     let all = group.count();
     let of = if matching == all { String::new() } else { format!(" ({matching} match)") };
     writeln!(out, "  {} of {} {:?}{of}", count(all, "tensor"), group.dtype, group.shape)?;
-    writeln!(out, "  {}: {}", group.role, escaped(&group.why))?;
+    writeln!(out, "  {}: {}", group.role, escaped_line(&group.why))?;
     writeln!(out, "  held by {}", stages(plan, group))?;
     let slices = plan.slices_of(group)?;
     // Ranks that hold the same stand together.

@@ -5,7 +5,7 @@ use crate::{
     failure::{Failure, Kind},
     figures,
     inputs::{absolute, config, topology},
-    output::{print_json, print_table, table, write_whole},
+    output::{escaped_line, print_json, print_table, table, write_whole},
 };
 use serde_json::json;
 use shardwright_planner::{
@@ -248,14 +248,4 @@ fn as_json(plan: &Plan, uses: &[MemoryUse]) -> Result<serde_json::Value, Failure
         "collectives": collectives,
         "warnings": plan.warnings,
     }))
-}
-
-/// A text of the planner's in which names from files may stand.
-fn escaped_line(text: &str) -> String {
-    text.chars()
-        .flat_map(|letter| match letter {
-            letter if letter.is_control() => letter.escape_debug().collect::<Vec<_>>(),
-            letter => vec![letter],
-        })
-        .collect()
 }
