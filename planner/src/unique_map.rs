@@ -30,14 +30,18 @@ impl<'de, V: Deserialize<'de>> Visitor<'de> for Pairs<V> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut pairs = Vec::new();
-        let mut seen = HashSet::new();
-        while let Some((key, value)) = map.next_entry::<String, V>()? {
-            if !seen.insert(key.clone()) {
-                let key = crate::quote::quote(&key);
-                return Err(serde::de::Error::custom(format!("{REPEATED}{key}")));
-            }
-            pairs.push((key, value));
+        while let Some(pair) = map.next_entry::<String, V>()? {
+            pairs.push(pair);
         }
-        Ok(UniqueMap(pairs))
+        let mut seen = HashSet::with_capacity(pairs.len());
+        match pairs.iter().find(|(key, _)| !seen.insert(key.as_str())) {
+            Some((key, _)) => Err(repeated(key)),
+            None => Ok(UniqueMap(pairs)),
+        }
     }
+}
+
+/// The error for a key that stands twice.
+pub(crate) fn repeated<E: serde::de::Error>(key: &str) -> E {
+    E::custom(format!("{REPEATED}{}", crate::quote::quote(key)))
 }

@@ -3,7 +3,7 @@
 use super::{
     ByteRange, Dtype,
     error::CatalogError,
-    files::{self, Index},
+    files::{self, WeightMap},
     header::{Header, read_header},
 };
 use rayon::prelude::*;
@@ -63,25 +63,23 @@ impl Catalog {
             .map(|(name, path)| open_one(name, path))
             .collect::<Result<Vec<_>, CatalogError>>()?;
         let (files, headers): (Vec<CatalogFile>, Vec<Header>) = read.into_iter().unzip();
-        let listed = found.index.as_ref().map(|index| index_by_name(index, &files));
+        // Where the index says that tensors lie, by the numbers of the files here.
+        let numbers: HashMap<&str, usize> =
+            files.iter().enumerate().map(|(number, file)| (file.name.as_str(), number)).collect();
+        let listed = found.index.as_ref().map(|index| {
+            let WeightMap { files, tensors } = &index.weight_map;
+            (tensors, files.iter().map(|file| numbers.get(file.as_str()).copied()).collect::<Vec<_>>())
+        });
 
-        let mut tensors: Vec<TensorEntry> = Vec::new();
-        let mut seen: HashMap<String, usize> = HashMap::new();
+        let mut tensors: Vec<TensorEntry> = Vec::with_capacity(headers.iter().map(|h| h.tensors.len()).sum());
         let mut unlisted = 0;
         for (file, header) in headers.into_iter().enumerate() {
             for tensor in header.tensors {
-                if let Some(listed) = &listed
-                    && listed.get(tensor.name.as_str()) != Some(&file)
+                if let Some((listed, files)) = &listed
+                    && listed.get(&tensor.name).and_then(|&number| files[number]) != Some(file)
                 {
                     unlisted += 1;
                     continue;
-                }
-                if let Some(other) = seen.insert(tensor.name.clone(), file) {
-                    return Err(CatalogError::InTwoFiles {
-                        tensor: tensor.name,
-                        first: files[other].name.clone(),
-                        second: files[file].name.clone(),
-                    });
                 }
                 tensors.push(TensorEntry {
                     name: tensor.name,
@@ -92,18 +90,27 @@ impl Catalog {
                 });
             }
         }
-        if let Some(index) = &found.index {
-            for (tensor, file) in &index.weight_map {
-                if !seen.contains_key(tensor) {
-                    return Err(CatalogError::MissingTensor {
-                        index: index.path.clone(),
-                        tensor: tensor.clone(),
-                        file: file.clone(),
-                    });
-                }
+        tensors.par_sort_unstable_by(|a, b| a.name.cmp(&b.name).then(a.file.cmp(&b.file)));
+        if let Some(pair) = tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
+            return Err(CatalogError::InTwoFiles {
+                tensor: pair[0].name.clone(),
+                first: files[pair[0].file].name.clone(),
+                second: files[pair[1].file].name.clone(),
+            });
+        }
+        if let Some(index) = &found.index
+            && tensors.len() < index.weight_map.tensors.len()
+        {
+            let has = |name: &str| tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(name)).is_ok();
+            let missing = index.weight_map.tensors.iter().filter(|(tensor, _)| !has(tensor)).min();
+            if let Some((tensor, &file)) = missing {
+                return Err(CatalogError::MissingTensor {
+                    index: index.path.clone(),
+                    tensor: tensor.clone(),
+                    file: index.weight_map.files[file].clone(),
+                });
             }
         }
-        tensors.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(Self { folder: found.folder, files, tensors, unlisted })
     }
 
@@ -150,17 +157,6 @@ fn open_one(name: &str, path: &Path) -> Result<(CatalogFile, Header), CatalogErr
     let entry =
         CatalogFile { name: name.to_owned(), path: path.to_owned(), bytes, header_digest: header.digest };
     Ok((entry, header))
-}
-
-/// Which file the index gives each tensor.
-fn index_by_name<'a>(index: &'a Index, files: &[CatalogFile]) -> HashMap<&'a str, usize> {
-    let numbers: HashMap<&str, usize> =
-        files.iter().enumerate().map(|(number, file)| (file.name.as_str(), number)).collect();
-    index
-        .weight_map
-        .iter()
-        .filter_map(|(tensor, file)| Some((tensor.as_str(), *numbers.get(file.as_str())?)))
-        .collect()
 }
 
 #[cfg(test)]

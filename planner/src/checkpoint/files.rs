@@ -4,12 +4,16 @@
 //! how most checkpoints lie on disk: a hub cache's `snapshots/<revision>/` links into its sibling `blobs/`.
 
 use super::error::CatalogError;
-use crate::unique_map::UniqueMap;
-use serde::Deserialize;
+use crate::unique_map::repeated;
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
 use std::{
-    collections::BTreeMap,
+    borrow::Cow,
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     ffi::OsStr,
-    io,
+    fmt, io,
     path::{Component, Path, PathBuf},
 };
 
@@ -37,13 +41,55 @@ pub(super) struct Files {
 #[derive(Debug)]
 pub(super) struct Index {
     pub(super) path: PathBuf,
-    /// Tensor name and file name, in the order of the index.
-    pub(super) weight_map: Vec<(String, String)>,
+    pub(super) weight_map: WeightMap,
+}
+
+/// Which file each tensor lies in.
+#[derive(Debug, Default)]
+pub(super) struct WeightMap {
+    /// The files, in the order in which they are first named.
+    pub(super) files: Vec<String>,
+    /// The number of each tensor's file among them.
+    pub(super) tensors: HashMap<String, usize>,
 }
 
 #[derive(Deserialize)]
 struct IndexDocument {
-    weight_map: UniqueMap<String>,
+    weight_map: WeightMap,
+}
+
+impl<'de> Deserialize<'de> for WeightMap {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pairs;
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = WeightMap;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map of tensors to files")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<WeightMap, A::Error> {
+                let mut all = WeightMap::default();
+                let mut numbers: HashMap<String, usize> = HashMap::new();
+                while let Some((tensor, file)) = map.next_entry::<String, Cow<'de, str>>()? {
+                    let number = match numbers.get(file.as_ref()) {
+                        Some(&number) => number,
+                        None => {
+                            numbers.insert(file.clone().into_owned(), all.files.len());
+                            all.files.push(file.into_owned());
+                            all.files.len() - 1
+                        }
+                    };
+                    match all.tensors.entry(tensor) {
+                        Entry::Occupied(twice) => return Err(repeated(twice.key())),
+                        Entry::Vacant(free) => free.insert(number),
+                    };
+                }
+                Ok(all)
+            }
+        }
+        deserializer.deserialize_map(Pairs)
+    }
 }
 
 /// Finds the files of the checkpoint at `path`.
@@ -111,20 +157,17 @@ fn from_index(folder: &Path, path: PathBuf) -> Result<Files, CatalogError> {
     }
     let json = std::fs::read(&real).map_err(|source| read_error(&path, source))?;
     let document: IndexDocument = serde_json::from_slice(&json).map_err(|error| bad(error.to_string()))?;
-    let UniqueMap(weight_map) = document.weight_map;
-    if weight_map.is_empty() {
+    let weight_map = document.weight_map;
+    if weight_map.tensors.is_empty() {
         return Err(bad("it names no tensor".to_owned()));
+    }
+    if weight_map.files.len() > MAX_FILES {
+        return Err(bad(format!("it names more than {MAX_FILES} files")));
     }
 
     let roots = Roots::of(folder)?;
     let mut files = BTreeMap::new();
-    for (_, file) in &weight_map {
-        if files.contains_key(file) {
-            continue;
-        }
-        if files.len() == MAX_FILES {
-            return Err(bad(format!("it names more than {MAX_FILES} files")));
-        }
+    for file in &weight_map.files {
         files.insert(file.clone(), roots.resolve(folder, file, &path)?);
     }
     Ok(Files {

@@ -1,6 +1,6 @@
 //! Modules: the tensors that store one layer of a model, with repeated blocks collapsed.
 
-use super::name_pattern::{NamePattern, collapse, factor};
+use super::name_pattern::{NamePattern, collapse_into, factor};
 use crate::checkpoint::{Catalog, Dtype};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -116,9 +116,15 @@ impl Module {
 pub fn modules(catalog: &Catalog) -> Vec<Module> {
     // Every tensor under its collapsed name.
     let mut by_template: HashMap<String, Vec<(Vec<u32>, usize)>> = HashMap::new();
+    let (mut template, mut blocks) = (String::new(), Vec::new());
     for (number, tensor) in catalog.tensors().iter().enumerate() {
-        let (template, blocks) = collapse(&tensor.name);
-        by_template.entry(template).or_default().push((blocks, number));
+        collapse_into(&tensor.name, &mut template, &mut blocks);
+        match by_template.get_mut(template.as_str()) {
+            Some(tensors) => tensors.push((blocks.clone(), number)),
+            None => {
+                by_template.insert(template.clone(), vec![(blocks.clone(), number)]);
+            }
+        }
     }
     let templates: BTreeSet<&str> = by_template.keys().map(String::as_str).collect();
     let mut by_module: BTreeMap<&str, Vec<(&str, &str)>> = BTreeMap::new();

@@ -105,19 +105,39 @@ fn numbers(ranges: &[RangeInclusive<u32>]) -> impl Iterator<Item = u32> {
 /// A name with `*` in place of each number, and the numbers. Only numbers as Rust writes them count, so that a name and
 /// its numbers give each other: `01` stays as it is.
 pub(crate) fn collapse(name: &str) -> (String, Vec<u32>) {
+    let mut template = String::with_capacity(name.len());
     let mut blocks = Vec::new();
-    let parts: Vec<String> = name
-        .split('.')
-        .map(|part| match part.parse::<u32>() {
-            Ok(number) if number.to_string() == part => {
+    collapse_into(name, &mut template, &mut blocks);
+    (template, blocks)
+}
+
+/// The same into what is there already, which is cleared first: names come by the hundred thousand.
+pub(super) fn collapse_into(name: &str, template: &mut String, blocks: &mut Vec<u32>) {
+    template.clear();
+    blocks.clear();
+    for (place, part) in name.split('.').enumerate() {
+        if place > 0 {
+            template.push('.');
+        }
+        match number(part) {
+            Some(number) => {
                 blocks.push(number);
-                HOLE.to_owned()
+                template.push_str(HOLE);
             }
-            _ if is_stars(part) => format!("{part}*"),
-            _ => part.to_owned(),
-        })
-        .collect();
-    (parts.join("."), blocks)
+            None => {
+                template.push_str(part);
+                if is_stars(part) {
+                    template.push('*');
+                }
+            }
+        }
+    }
+}
+
+/// A part that is a number as Rust writes it.
+fn number(part: &str) -> Option<u32> {
+    let plain = part.bytes().all(|byte| byte.is_ascii_digit()) && (part == "0" || !part.starts_with('0'));
+    part.parse().ok().filter(|_| plain)
 }
 
 /// A part that is nothing but stars carries one more in a collapsed name, so that it is not taken for a number.
