@@ -14,6 +14,7 @@ use support::{
     copy_folder,
     cut::{self, Held, Tensor, read_checkpoint},
     fixture, shardwright, slices, text,
+    tiny::write_tensors,
 };
 use tempfile::TempDir;
 
@@ -168,6 +169,42 @@ fn an_adapter_that_is_damaged_or_of_another_type_is_named() {
     shardwright(&args).refused(3, &["adapter_config.json", "not the JSON"]);
     fs::remove_file(&config).unwrap();
     shardwright(&args).refused(3, &["adapter_config.json is missing", "help: an adapter's folder"]);
+}
+
+#[test]
+fn an_adapter_of_tensors_that_nobody_knows_is_named() {
+    let folder = TempDir::new().unwrap();
+    let base = folder.path().join("base.yaml");
+    support::plan(&fixture("llama-bf16"), &["--topology", "dgx-h100", "--tp", "2"], &base);
+    let copy = folder.path().join("adapter");
+    copy_folder(&adapter("llama-dora"), &copy);
+    let refused = |name: &str, shape: &[u64], parts: &[&str]| {
+        write_tensors(&copy.join("adapter_model.safetensors"), &[(name.to_owned(), shape.to_vec())]);
+        shardwright(&["plan", text(&copy), "--base", text(&base)]).refused(3, parts);
+    };
+    refused(
+        "base_model.model.x.hada_w1_a",
+        &[4, 4],
+        &["hada_w1_a` is no part of a LoRA adapter that is known"],
+    );
+    let a = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight";
+    // down_proj has 160 inputs.
+    refused(a, &[4, 161], &["has shape [4, 161]", "that goes with 160 in its base"]);
+    refused(a, &[4], &["has shape [4]", "the low rank"]);
+}
+
+#[test]
+fn an_adapter_that_does_not_fit_beside_its_base_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let base = folder.path().join("base.yaml");
+    let facts = support::plan(&fixture("llama-bf16"), &["--topology", "dgx-h100", "--tp", "2"], &base);
+    let memory = facts["ranks"][0]["memory_bytes"].to_string();
+    let just_the_base = facts["ranks"][0]["weight_bytes"].as_u64().unwrap() + 1024;
+    let small = fs::read_to_string(&base).unwrap().replace(&memory, &just_the_base.to_string());
+    fs::write(&base, small).unwrap();
+    let parts =
+        ["beside the base model, the adapter does not fit: `gpu0` has 1.00 KiB", "help: use more GPUs"];
+    shardwright(&["plan", text(&adapter("llama-linear")), "--base", text(&base)]).refused(1, &parts);
 }
 
 #[test]

@@ -214,3 +214,44 @@ fn split<'a>(template: &'a str, templates: &BTreeSet<&str>) -> (&'a str, &'a str
     }
     (template, "")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(templates: &[&str]) -> Vec<(String, String)> {
+        let all: BTreeSet<&str> = templates.iter().copied().collect();
+        templates
+            .iter()
+            .map(|template| split(template, &all))
+            .map(|(a, b)| (a.to_owned(), b.to_owned()))
+            .collect()
+    }
+
+    fn part(template: &str) -> (String, String) {
+        parts(&[template]).swap_remove(0)
+    }
+
+    #[test]
+    fn a_tensors_name_ends_with_its_parameters() {
+        let named = |module: &str, parameter: &str| (module.to_owned(), parameter.to_owned());
+        assert_eq!(part("l.*.q_proj.qweight"), named("l.*.q_proj", "qweight"));
+        assert_eq!(part("l.*.mixer.A_log"), named("l.*.mixer.A_log", ""));
+        assert_eq!(part("l.*.q.weight.absmax"), named("l.*.q", "weight.absmax"));
+        let quantised = "l.*.q.weight.quant_state.bitsandbytes__nf4";
+        assert_eq!(part(quantised), named("l.*.q", "weight.quant_state.bitsandbytes__nf4"));
+        assert_eq!(part("weight"), named("weight", ""));
+    }
+
+    #[test]
+    fn an_ending_belongs_to_its_module_where_the_module_has_more_tensors() {
+        let experts = parts(&["e.gate_up_proj_blocks", "e.gate_up_proj_scales", "e.gate_up_proj_bias"]);
+        assert!(experts.iter().all(|(module, _)| module == "e.gate_up_proj"), "{experts:?}");
+        let plain = parts(&["e.down_proj", "e.down_proj_bias"]);
+        assert_eq!(plain[0], ("e.down_proj".to_owned(), String::new()));
+        assert_eq!(plain[1], ("e.down_proj".to_owned(), "_bias".to_owned()));
+        // Alone it is a name like any other.
+        assert_eq!(part("e.dt_bias"), ("e.dt_bias".to_owned(), String::new()));
+        assert_eq!(part("e._bias"), ("e._bias".to_owned(), String::new()));
+    }
+}

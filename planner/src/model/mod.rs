@@ -14,3 +14,6 @@ pub use config::{CONFIG_NAME, Config, ConfigError, Section};
 pub(crate) use dimensions::VocabularyDocument;
 pub use dimensions::{Dimension, Measures, Vocabulary};
 pub use spec::ModelSpec;
+
+#[cfg(test)]
+mod tests;
