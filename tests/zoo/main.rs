@@ -9,6 +9,7 @@ mod experts;
 mod inferred;
 mod loading;
 mod peer;
+mod public;
 
 use peer::Peer;
 use serde::Deserialize;
