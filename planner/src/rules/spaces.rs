@@ -113,3 +113,81 @@ fn units_together(dimension: &Dimension, storage: u64) -> Option<u64> {
 fn key(module: &Module, dimension: &Dimension) -> Key {
     (module.block().to_owned(), dimension.space.clone(), dimension.units, dimension.groups)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::partition::{Remainder, Shares, deal};
+    use proptest::prelude::*;
+
+    /// Query heads, key/value heads and plain features, of small sizes.
+    fn dimension() -> impl Strategy<Value = Dimension> {
+        (1u64..9, 1u64..9, 1u64..33, 0..3).prop_map(|(groups, per_group, unit, kind)| {
+            let units = groups * per_group;
+            let named = |count, unit, groups| Dimension {
+                name: "x".to_owned(),
+                count,
+                unit,
+                units,
+                groups,
+                space: "x".to_owned(),
+            };
+            match kind {
+                0 => named(units, unit, groups),
+                1 => named(groups, unit, groups),
+                // Two elements for each unit, side by side.
+                _ => named(units * 2, unit, units),
+            }
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+
+        /// Whatever a stored element holds together stays on one rank, over any number of ranks.
+        #[test]
+        fn no_cut_goes_through_a_stored_element(
+            dimension in dimension(), storage in 1u64..130, parts in 1u32..9,
+        ) {
+            let Some(together) = units_together(&dimension, storage) else { return Ok(()) };
+            if !dimension.units.is_multiple_of(together) {
+                return Ok(());
+            }
+            let Ok(segment) = segment(&dimension, together) else { return Ok(()) };
+            prop_assert_eq!(segment.len(), dimension.len());
+            // Where the whole is no multiple, nothing is cut at all.
+            if !dimension.len().is_multiple_of(storage) {
+                return Ok(());
+            }
+            let Ok(stored) = segment.in_stored(storage, 1) else { return Ok(()) };
+            let cuts = |segment| -> Vec<u64> {
+                let hands = deal(segment, &Shares::equal(parts), Remainder::Uneven).unwrap();
+                hands.iter().flat_map(|hand| &hand.runs).flat_map(|run| [run.start, run.stop]).collect()
+            };
+            let logical: Vec<u64> = cuts(stored).iter().map(|cut| cut * storage).collect();
+            prop_assert_eq!(cuts(segment), logical, "{:?} in {}", dimension, storage);
+        }
+
+        /// What is dealt by the same units in a block is cut at the same places.
+        #[test]
+        fn dimensions_of_one_space_are_cut_alike(
+            groups in 1u64..9, per_group in 1u64..9, storage in 1u64..130, parts in 1u32..9, unit in 1u64..65,
+        ) {
+            let units = groups * per_group;
+            let of = |count, unit| Dimension {
+                name: "x".to_owned(), count, unit, units, groups, space: "x".to_owned(),
+            };
+            let (heads, each) = (of(units, unit), of(units, 1));
+            let Some(together) = units_together(&heads, storage).filter(|t| units.is_multiple_of(*t)) else {
+                return Ok(());
+            };
+            let (heads, each) = (segment(&heads, together).unwrap(), segment(&each, together).unwrap());
+            let runs = |segment| -> Vec<(u64, u64)> {
+                let hands = deal(segment, &Shares::equal(parts), Remainder::Uneven).unwrap();
+                hands.iter().map(|hand| hand.runs.first().map_or((0, 0), |run| (run.start, run.stop))).collect()
+            };
+            let scaled: Vec<(u64, u64)> = runs(each).iter().map(|(a, b)| (a * unit, b * unit)).collect();
+            prop_assert_eq!(runs(heads), scaled);
+        }
+    }
+}
