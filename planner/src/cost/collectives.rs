@@ -2,7 +2,7 @@
 
 use crate::{
     checkpoint::Dtype,
-    partition::Axis,
+    partition::{Axis, Partition},
     plan::{Plan, TensorGroup},
     rules::{Role, StageRule},
 };
@@ -78,6 +78,8 @@ fn after_module(plan: &Plan, group: &TensorGroup, role: Role) -> Option<Collecti
         Role::VocabParallelHead => ("all-gather", out.div_ceil(tp) * bytes),
         // A sum of squares in float32.
         Role::ShardedNorm => ("all-reduce", 4),
+        Role::ShardedGroupNorm if shares_groups(group, tp) => ("all-reduce", 4),
+        Role::ShardedGroupNorm => return None,
         Role::ColumnParallel | Role::Replicated => return None,
     };
     let times = match group.stage {
@@ -85,6 +87,11 @@ fn after_module(plan: &Plan, group: &TensorGroup, role: Role) -> Option<Collecti
         _ => group.count(),
     };
     Some(Collective { kind, after: group.collapsed(), times, bytes_per_token })
+}
+
+/// Whether there are fewer groups than ranks.
+fn shares_groups(group: &TensorGroup, ranks: u64) -> bool {
+    matches!(&group.partition, Partition::Split(split) if split.segments.iter().any(|s| s.groups() < ranks))
 }
 
 /// Bytes of one activation: those of the widest float that the layers' matrices are stored in, if any is wide enough.

@@ -182,7 +182,8 @@ fn replicate_what_stands_alone(modules: &[Module], fitted: &mut [Fitted]) {
         }
     }
     for (module, fitted) in modules.iter().zip(fitted.iter_mut()) {
-        let inner = matches!(fitted.role, Role::ColumnParallel | Role::RowParallel | Role::ShardedNorm);
+        let inner =
+            !matches!(fitted.role, Role::VocabParallelEmbedding | Role::VocabParallelHead | Role::Replicated);
         let paired = spaces_of(module, fitted)
             .iter()
             .all(|space| roles.get(space).is_some_and(|found| found.len() == 2));

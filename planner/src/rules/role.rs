@@ -17,18 +17,22 @@ pub enum Role {
     VocabParallelHead,
     /// A norm over features that ranks share: cut with them; the ranks' sums of squares are added up.
     ShardedNorm,
+    /// A norm over each group of features: cut with them; ranks that share a group add up their squares, and where each has
+    /// whole groups nothing is added up.
+    ShardedGroupNorm,
     /// Held whole by every rank.
     Replicated,
 }
 
 impl Role {
     /// The words by which family files name it.
-    pub(super) const WORDS: [(&'static str, Self); 6] = [
+    pub(super) const WORDS: [(&'static str, Self); 7] = [
         ("column", Self::ColumnParallel),
         ("row", Self::RowParallel),
         ("embedding", Self::VocabParallelEmbedding),
         ("head", Self::VocabParallelHead),
         ("norm", Self::ShardedNorm),
+        ("group norm", Self::ShardedGroupNorm),
         ("replicated", Self::Replicated),
     ];
 }
@@ -41,6 +45,7 @@ impl fmt::Display for Role {
             Self::VocabParallelEmbedding => "vocab-parallel embedding",
             Self::VocabParallelHead => "vocab-parallel head",
             Self::ShardedNorm => "sharded norm",
+            Self::ShardedGroupNorm => "sharded group norm",
             Self::Replicated => "replicated",
         })
     }

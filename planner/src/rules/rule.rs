@@ -5,7 +5,7 @@
 //! dims  = dim { ", " dim }            the module's logical matrix [out, in], whatever way round it is stored;
 //!                                     one dim for a vector; "experts" before them where one tensor has those of several
 //! dim   = term { " + " term }         a fused module is several segments, in their stored order
-//! role  = "column" | "row" | "embedding" | "head" | "norm" | "replicated"
+//! role  = "column" | "row" | "embedding" | "head" | "norm" | "group norm" | "replicated"
 //! term  = word [ " * " number ]       a word of `families/dimensions.yaml`; "* 2": each piece holds two, interleaved
 //!       | "features" [ " * " number ] whatever size it has; cut alike with every dimension of that size in its block
 //!       | "_"                         whatever size it has; never cut
@@ -70,7 +70,8 @@ impl Rule {
             Role::ColumnParallel
             | Role::VocabParallelEmbedding
             | Role::VocabParallelHead
-            | Role::ShardedNorm => Some((Logical::Out, 0)),
+            | Role::ShardedNorm
+            | Role::ShardedGroupNorm => Some((Logical::Out, 0)),
             Role::RowParallel => Some((Logical::In, 1)),
             Role::Replicated => None,
         }
@@ -150,7 +151,7 @@ fn parse(text: &str) -> Result<Rule, String> {
     }
     let needed = match role {
         Role::Replicated => 0,
-        Role::ColumnParallel | Role::ShardedNorm => 1,
+        Role::ColumnParallel | Role::ShardedNorm | Role::ShardedGroupNorm => 1,
         Role::RowParallel | Role::VocabParallelEmbedding | Role::VocabParallelHead => 2,
     };
     if rule.dimensions.len() < needed {
