@@ -25,7 +25,16 @@ impl From<serde_yaml::Error> for YamlError {
             Some(end) => text[..end].to_owned(),
             None => text,
         };
-        Self { line, column, message }
+        Self { line, column, message: shortened(&message) }
+    }
+}
+
+/// A message in which a text of any length may stand.
+fn shortened(message: &str) -> String {
+    const LONGEST: usize = 400;
+    match message.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &message[..end]),
+        None => message.to_owned(),
     }
 }
 

@@ -111,8 +111,11 @@ fn checked_tensor(
     if start > stop {
         return Err(HeaderError::Inverted { name, start, stop });
     }
-    let bits = shape.iter().try_fold(info.dtype.bitsize() as u64, |bits, &size| bits.checked_mul(size));
-    let expected = match bits {
+    let product = |least: u64| {
+        shape.iter().try_fold(info.dtype.bitsize() as u64, |bits, &size| bits.checked_mul(size.max(least)))
+    };
+    // An empty tensor's other sizes are multiplied too, where parts of it are counted.
+    let expected = match product(1).and_then(|_| product(0)) {
         Some(bits) if bits % 8 == 0 => bits / 8,
         _ => {
             let dtype = info.dtype;

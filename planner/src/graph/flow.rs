@@ -32,6 +32,9 @@ const WRITERS: [&str; 16] = [
     "o",
 ];
 
+/// More modules than one layer's scope has.
+const MANY: usize = 64;
+
 /// A module's logical matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Matrix {
@@ -109,8 +112,9 @@ impl TensorGraph {
             if matrix(number).input == width {
                 self.graph.add_edge(residual, node, width);
             }
-            // What reads just what another of the scope gives.
-            for &before in others.iter().filter(|&&before| before != number) {
+            // What reads just what another of the scope gives; in a scope of more than a few modules nobody could tell.
+            let few = others.len() <= MANY;
+            for &before in others.iter().filter(|&&before| few && before != number) {
                 let features = matrix(before).out;
                 if let Some(source) = self.nodes[before]
                     && features == matrix(number).input
@@ -125,7 +129,7 @@ impl TensorGraph {
         for &writer in &writers {
             let Some(node) = self.nodes[writer] else { continue };
             self.graph.add_edge(node, residual, width);
-            for &number in others.iter().filter(|_| one_writer) {
+            for &number in others.iter().filter(|_| one_writer && others.len() <= MANY) {
                 let read_by_another = self.nodes[number]
                     .is_some_and(|node| self.graph.neighbors(node).any(|next| next != residual));
                 if let Some(source) = self.nodes[number]

@@ -151,20 +151,18 @@ fn stored_alike<'a>(
     let mut kinds: Vec<Parameter> = Vec::new();
     let mut of_blocks: HashMap<&[u32], Vec<usize>> = HashMap::new();
     for (parameter, template, tensors) in parameters {
-        let first = kinds.len();
+        let mut known: BTreeMap<(Dtype, &[u64]), usize> = BTreeMap::new();
         for (blocks, number) in tensors {
             let tensor = &catalog.tensors()[*number];
-            let alike = |kind: &Parameter| kind.dtype == tensor.dtype && kind.shape == tensor.shape;
-            let known = kinds[first..].iter().position(alike).map(|place| first + place);
-            let kind = known.unwrap_or(kinds.len());
-            if known.is_none() {
+            let kind = *known.entry((tensor.dtype, &tensor.shape)).or_insert_with(|| {
                 kinds.push(Parameter {
                     name: parameter.to_owned(),
                     collapsed: template.to_owned(),
                     dtype: tensor.dtype,
                     shape: tensor.shape.clone(),
                 });
-            }
+                kinds.len() - 1
+            });
             of_blocks.entry(blocks).or_default().push(kind);
         }
     }

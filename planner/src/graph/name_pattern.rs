@@ -6,6 +6,9 @@
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, ops::RangeInclusive, str::FromStr};
 
+/// Most numbers of a name that are collapsed; what comes after them is text like any other.
+const MAX_NUMBERS: usize = 16;
+
 /// What a collapsed name has in place of a number.
 const HOLE: &str = "*";
 
@@ -119,7 +122,7 @@ pub(super) fn collapse_into(name: &str, template: &mut String, blocks: &mut Vec<
         if place > 0 {
             template.push('.');
         }
-        match number(part) {
+        match number(part).filter(|_| blocks.len() < MAX_NUMBERS) {
             Some(number) => {
                 blocks.push(number);
                 template.push_str(HOLE);

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 use std::{
+    collections::HashMap,
     io::{self, Read},
     path::{Path, PathBuf},
 };
@@ -96,6 +97,8 @@ impl ConfigError {
 pub struct Config {
     path: PathBuf,
     top: Map<String, Value>,
+    /// Where each section is, by its name: the keys that lead to it.
+    sections: HashMap<String, Vec<String>>,
 }
 
 /// The part of a configuration that describes one part of the model: its language model, its vision tower.
@@ -116,7 +119,9 @@ impl Config {
     /// [`ConfigError`] names the file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let top = read_object(path)?;
-        Ok(Self { path: path.to_owned(), top })
+        let mut sections = HashMap::new();
+        find_sections(&top, &mut Vec::new(), &mut sections);
+        Ok(Self { path: path.to_owned(), top, sections })
     }
 
     /// Where it lies.
@@ -136,14 +141,11 @@ impl Config {
 
     /// The first section with one of these names, at the top or inside another section.
     pub fn section(&self, names: &[impl AsRef<str>]) -> Option<Section<'_>> {
-        names.iter().find_map(|name| find_object(&self.top, name.as_ref(), MAX_SECTION_DEPTH)).map(
-            |entries| Section {
-                config: self,
-                entries,
-                of_layer: None,
-                falls_back: TEXT_SECTIONS.iter().any(|text| names.iter().any(|n| n.as_ref() == *text)),
-            },
-        )
+        let found = names.iter().find_map(|name| self.sections.get(name.as_ref()))?;
+        let entries = found.iter().try_fold(&self.top, |entries, key| entries.get(key)?.as_object())?;
+        let is_text = |name: &str| TEXT_SECTIONS.contains(&name);
+        let falls_back = names.iter().any(|name| is_text(name.as_ref()));
+        Some(Section { config: self, entries, of_layer: None, falls_back })
     }
 
     /// `model_type`s from the outermost to that of the language model.
@@ -239,16 +241,24 @@ fn lookup<'a>(entries: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
     parts.try_fold(first, |value, part| value.get(part)).filter(|value| !value.is_null())
 }
 
-fn find_object<'a>(
-    entries: &'a Map<String, Value>,
-    name: &str,
-    depth: usize,
-) -> Option<&'a Map<String, Value>> {
-    if let Some(found) = entries.get(name).and_then(Value::as_object) {
-        return Some(found);
+/// Notes where the objects inside `entries` are, those further out first.
+fn find_sections(
+    entries: &Map<String, Value>,
+    path: &mut Vec<String>,
+    found: &mut HashMap<String, Vec<String>>,
+) {
+    let objects = || entries.iter().filter_map(|(name, value)| Some((name, value.as_object()?)));
+    for (name, _) in objects() {
+        let here = || path.iter().chain([name]).cloned().collect();
+        found.entry(name.clone()).or_insert_with(here);
     }
-    let inner = depth.checked_sub(1)?;
-    entries.values().filter_map(Value::as_object).find_map(|object| find_object(object, name, inner))
+    if path.len() + 1 < MAX_SECTION_DEPTH {
+        for (name, object) in objects() {
+            path.push(name.clone());
+            find_sections(object, path, found);
+            path.pop();
+        }
+    }
 }
 
 /// Reads a JSON object of bounded length from a regular file.

@@ -9,10 +9,13 @@ use super::{
 };
 use crate::{quote::quote, unique_map::UniqueMap};
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::{cell::Cell, collections::BTreeMap};
 
 /// How deep the formulas of sizes may lead into each other.
 const MAX_DEPTH: u32 = 16;
+
+/// Most formulas that are worked out for one size: formulas that lead into each other twice have no end otherwise.
+const MAX_FORMULAS: u32 = 4096;
 
 /// The words and their formulas.
 #[derive(Debug, Clone, Default)]
@@ -144,7 +147,10 @@ impl<'a> Measures<'a> {
     /// # Errors
     /// [`ConfigError`] when an entry that it depends on is no size.
     pub fn size(self, name: &str) -> Result<Option<u64>, ConfigError> {
-        match (Scope { measures: self, depth: MAX_DEPTH, within: None }).size(name)? {
+        match Scope::of(self, &Cell::new(MAX_FORMULAS)).size(name)? {
+            Some(size) if size > MAX_DIMENSION => {
+                Err(self.section.bad_value(self.first_key(name), &size.into()))
+            }
             Some(0) => Err(self.section.bad_value(self.first_key(name), &0.into())),
             size => Ok(size),
         }
@@ -166,9 +172,8 @@ impl<'a> Measures<'a> {
                 space: name.to_owned(),
             }));
         };
-        let value = |expression: &Expression| {
-            expression.value(&Scope { measures: self, depth: MAX_DEPTH, within: None })
-        };
+        let budget = Cell::new(MAX_FORMULAS);
+        let value = |expression: &Expression| expression.value(&Scope::of(self, &budget));
         let (Some(count), Some(unit)) = (value(&form.count)?, value(&form.unit)?) else { return Ok(None) };
         let of = form.of.as_ref().unwrap_or(&form.count);
         let Some(units) = value(of)? else { return Ok(None) };
@@ -215,6 +220,14 @@ struct Scope<'a> {
     depth: u32,
     /// The word whose formula this is: there its name means the key.
     within: Option<&'a str>,
+    /// Formulas that may still be worked out.
+    budget: &'a Cell<u32>,
+}
+
+impl<'a> Scope<'a> {
+    fn of(measures: Measures<'a>, budget: &'a Cell<u32>) -> Self {
+        Self { measures, depth: MAX_DEPTH, within: None, budget }
+    }
 }
 
 impl Names for Scope<'_> {
@@ -223,9 +236,10 @@ impl Names for Scope<'_> {
     fn size(&self, name: &str) -> Result<Option<u64>, ConfigError> {
         let Measures { vocabulary, section } = self.measures;
         match vocabulary.sizes.get_key_value(name).filter(|_| self.within != Some(name)) {
-            Some((word, expression)) if self.depth > 0 => {
-                let inner = Scope { measures: self.measures, depth: self.depth - 1, within: Some(word) };
-                expression.value(&inner)
+            Some((word, expression)) if self.depth > 0 && self.budget.get() > 0 => {
+                self.budget.set(self.budget.get() - 1);
+                let depth = self.depth - 1;
+                expression.value(&Scope { depth, within: Some(word), ..*self })
             }
             Some(_) => Ok(None),
             None => section.number(name),

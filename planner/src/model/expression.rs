@@ -139,11 +139,17 @@ enum Token {
     Sign(char),
 }
 
+/// Most tokens of an alternative.
+const MAX_TOKENS: usize = 256;
+
 fn tokens(text: &str) -> Result<Vec<Token>, String> {
     let mut tokens: Vec<Token> = Vec::new();
     let mut rest = text.trim_start();
     let in_word = |letter: char| letter.is_ascii_alphanumeric() || letter == '_' || letter == '.';
     while let Some(letter) = rest.chars().next() {
+        if tokens.len() == MAX_TOKENS {
+            return Err(format!("it has more than {MAX_TOKENS} words and signs"));
+        }
         if letter.is_ascii_digit() {
             let end = rest.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(rest.len());
             let number = rest[..end].parse().map_err(|_| format!("{} is too large", &rest[..end]))?;
@@ -264,7 +270,9 @@ mod tests {
 
     #[test]
     fn what_is_no_expression_is_refused() {
-        for text in ["", "1 +", "(1", "1 2", "a ? b", "99999999999999999999", &"(".repeat(99)] {
+        for text in
+            ["", "1 +", "(1", "1 2", "a ? b", "99999999999999999999", &"(".repeat(99), &"1+".repeat(300)]
+        {
             assert!(text.parse::<Expression>().is_err(), "{text}");
         }
     }

@@ -15,7 +15,8 @@ use std::collections::{HashMap, HashSet};
 /// Most tensors a plan may stand for; DeepSeek-V3 has 91,991.
 pub const MAX_TENSORS: u64 = 4_000_000;
 
-/// Most slices that are computed to check a plan: over all groups, those of each segment for each rank.
+/// Most slices that are computed to check a plan: over all groups, those of each segment for each rank, those of many
+/// dimensions counted several times.
 const MAX_SLICES: u64 = 1 << 24;
 
 /// Most bytes a tensor may have: no sum over [`MAX_TENSORS`] of them overflows.
@@ -40,9 +41,13 @@ impl Plan {
         if count > MAX_TENSORS {
             return Err(PlanError::TooManyTensors { most: MAX_TENSORS });
         }
-        let segments = |group: &TensorGroup| match &group.partition {
-            Partition::Split(split) => 1 + split.segments.len() as u64,
-            Partition::Replicated | Partition::FirstRank | Partition::Assigned(_) => 1,
+        // A slice costs as much as it has boxes, and a box as much as it has dimensions.
+        let segments = |group: &TensorGroup| {
+            let boxes = match &group.partition {
+                Partition::Split(split) => 1 + split.segments.len() as u64,
+                Partition::Replicated | Partition::FirstRank | Partition::Assigned(_) => 1,
+            };
+            boxes.saturating_mul(1 + group.shape.len() as u64 / 4)
         };
         let ranks = u64::from(self.mesh.tp()) * u64::from(self.mesh.dp());
         let slices = self.tensors.iter().map(segments).sum::<u64>().saturating_mul(ranks);

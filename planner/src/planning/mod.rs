@@ -106,7 +106,8 @@ impl BuildError {
             Self::TooManyStages { layers, .. } => Some(format!("--pp is at most {layers}")),
             Self::Placement(error) => error.help(),
             Self::DoesNotFit { help, .. } => Some(help.clone()),
-            Self::Plan(error) => error.help(),
+            // It was just made, so there is nothing to make anew.
+            Self::Plan(_) => None,
         }
     }
 
@@ -213,12 +214,17 @@ fn in_order_of_rules(modules: &mut [Module], family: &Family) {
     });
 }
 
+/// Most layouts that are tried in search of one that fits.
+const MOST_TRIED: usize = 16;
+
 /// The smallest larger tensor-parallel group that fits, or how many GPUs the weights need at least.
 fn what_would_fit(request: &PlanRequest<'_>) -> String {
     let PlanRequest { catalog, topology, mesh, .. } = *request;
     let shared = topology.gpus().first().is_some_and(|gpu| topology.shared_pool(gpu).is_some());
     let gpus = u32::try_from(topology.gpus().len()).unwrap_or(u32::MAX);
-    for tp in (mesh.tp() + 1)..=(gpus / (mesh.pp() * mesh.dp())) {
+    let most = gpus / (mesh.pp() * mesh.dp());
+    let usual = ((mesh.tp() + 1)..=most).filter(|tp| tp.is_power_of_two() || most.is_multiple_of(*tp));
+    for tp in usual.take(MOST_TRIED) {
         let Ok(mesh) = Mesh::new(mesh.dp(), mesh.pp(), tp) else { break };
         let larger = PlanRequest { mesh, ..*request };
         if let Ok(plan) = decided(&larger)

@@ -8,6 +8,9 @@ use crate::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Most layers that a model may have; those of the largest have some hundreds.
+const MAX_LAYERS: u64 = 1 << 16;
+
 /// Checks that the tensors have the layers that the configuration counts, and gives how many there are.
 pub(super) fn check_layers(request: &DecisionRequest<'_>, vocabulary: &Vocabulary) -> Result<u64, RuleError> {
     let DecisionRequest { modules, config, family, .. } = *request;
@@ -29,6 +32,10 @@ pub(super) fn check_layers(request: &DecisionRequest<'_>, vocabulary: &Vocabular
         all.extend(layers);
     }
     let found = all.last().map_or(0, |&last| u64::from(last) + 1);
+    if found > MAX_LAYERS {
+        let found = format!("{} has layer {}", quote(family.layers()), found - 1);
+        return Err(RuleError::WrongLayers { expected: counted.unwrap_or(all.len() as u64), found });
+    }
     let Some(expected) = counted else {
         return if family.complete { Err(measures.missing("layers").into()) } else { Ok(found) };
     };
@@ -46,7 +53,9 @@ pub(super) fn check_layers(request: &DecisionRequest<'_>, vocabulary: &Vocabular
         false => vec![(family.layers(), all)],
     };
     for (name, layers) in names {
-        if let Some(beyond) = layers.iter().find(|&&layer| u64::from(layer) >= expected + beyond) {
+        if let Some(beyond) =
+            layers.iter().find(|&&layer| u64::from(layer) >= expected.saturating_add(beyond))
+        {
             return wrong(format!("{} has layer {beyond}", quote(name)));
         }
         let missing = (0..expected).find(|&layer| u32::try_from(layer).is_ok_and(|l| !layers.contains(&l)));
