@@ -189,7 +189,7 @@ fn an_adapter_of_tensors_that_nobody_knows_is_named() {
     );
     let a = "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight";
     // down_proj has 160 inputs.
-    refused(a, &[4, 161], &["has shape [4, 161]", "that goes with 160 in its base"]);
+    refused(a, &[4, 161], &["has shape [4, 161]", "that its base, [64, 160], has"]);
     refused(a, &[4], &["has shape [4]", "the low rank"]);
 }
 

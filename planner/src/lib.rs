@@ -21,6 +21,7 @@
 pub mod adapter;
 pub mod checkpoint;
 pub mod cost;
+pub mod glob;
 pub mod graph;
 pub mod mesh;
 pub mod model;

@@ -5,9 +5,9 @@ use crate::{
     failure::{Failure, Kind},
     output::{escaped_line, print_json},
 };
-use globset::{Glob, GlobMatcher};
 use serde_json::json;
 use shardwright_planner::{
+    glob::Glob,
     graph::NamePattern,
     partition::{Axis, Slice},
     plan::{Plan, TensorGroup},
@@ -19,11 +19,7 @@ use std::io::Write;
 
 pub(crate) fn run(args: &Explain, out: &mut dyn Write) -> Result<(), Failure> {
     let plan = Plan::read(&args.plan)?;
-    let glob = Glob::new(&args.glob)
-        .map_err(|error| {
-            Failure::new(Kind::Usage, format!("{} is no glob: {}", quote(&args.glob), error.kind()))
-        })?
-        .compile_matcher();
+    let glob = Glob::of_names(&args.glob).map_err(|reason| Failure::new(Kind::Usage, reason))?;
     let found: Vec<(&TensorGroup, u64)> = plan
         .tensors
         .iter()
@@ -49,12 +45,12 @@ pub(crate) fn run(args: &Explain, out: &mut dyn Write) -> Result<(), Failure> {
 }
 
 /// How many tensors of `group` match: by their own names, or all of them by the name the group goes by.
-fn matching(group: &TensorGroup, glob: &GlobMatcher) -> u64 {
-    if glob.is_match(group.collapsed()) {
+fn matching(group: &TensorGroup, glob: &Glob) -> u64 {
+    if glob.matches(&group.collapsed()) {
         return group.count();
     }
     let names = group.names.iter().flat_map(NamePattern::names);
-    names.filter(|(name, _)| glob.is_match(name)).count() as u64
+    names.filter(|(name, _)| glob.matches(name)).count() as u64
 }
 
 fn print_group(plan: &Plan, group: &TensorGroup, matching: u64, out: &mut dyn Write) -> Result<(), Failure> {

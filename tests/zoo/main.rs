@@ -118,7 +118,7 @@ fn ours(group: &TensorGroup) -> Cut {
 }
 
 /// What cannot be cut so often, with the numbers that say why.
-const REFUSED: [(&str, u32, &str); 3] = [
+const REFUSED: [(&str, u32, &str); 4] = [
     // Of each key/value head the query heads, key and value lie together: there are no smaller pieces.
     ("falcon-grouped", 4, "2 attended groups do not divide by 4"),
     // The query transformers have two heads, and so has the audio tower.
@@ -132,6 +132,8 @@ const REFUSED: [(&str, u32, &str); 3] = [
         4,
         "audio_tower.layers.*.self_attn.q_proj` over tp 4: 2 query heads do not divide by 4",
     ),
+    // The encoder has fewer heads than the decoder.
+    ("whisper", 4, "encoder.layers.*.self_attn.k_proj` over tp 4: 2 encoder heads do not divide by 4"),
 ];
 
 #[test]

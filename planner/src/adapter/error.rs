@@ -41,6 +41,15 @@ pub enum AdapterError {
         /// What would go.
         expected: String,
     },
+    /// For experts that lie in one tensor, of which each rank holds whole ones.
+    #[error(
+        "{} is for experts that lie in one tensor, of which each rank holds whole ones: the adapter cannot be cut to match",
+        quote(tensor)
+    )]
+    WholeExperts {
+        /// The adapter's tensor, collapsed.
+        tensor: String,
+    },
     /// It does not fit beside the base.
     #[error("beside the base model, the adapter {0}")]
     DoesNotFit(#[from] FitError),
@@ -57,6 +66,7 @@ impl AdapterError {
                 "an adapter's folder holds adapter_config.json beside its weights, as PEFT writes them"
             }
             Self::OtherType { .. } => return None,
+            Self::WholeExperts { .. } => "plan its base without --expert-parallel",
             Self::NotUnderstood { .. } | Self::NoSuchModule { .. } | Self::WrongShape { .. } => {
                 "give --base the plan of the model that the adapter was trained on"
             }

@@ -11,10 +11,10 @@ mod error;
 pub use error::AdapterError;
 
 use crate::{
-    checkpoint::Catalog,
+    checkpoint::{Catalog, Dtype},
     cost::{check_fit, memory_per_rank},
     graph::{Module, NamePattern, Parameter, modules},
-    partition::{Partition, Segment, Split, gcd},
+    partition::{Axis, Partition, Segment, Split, gcd},
     plan::{CheckpointIdentity, Plan, RankPlace, TensorGroup},
     rules::Role,
 };
@@ -71,12 +71,12 @@ pub fn plan_adapter(catalog: &Catalog, path: &Path, base: &Plan) -> Result<Plan,
     }
     let base_modules = BaseModules::of(base);
     let mut tensors = Vec::new();
-    let mut ranks: BTreeMap<String, u64> = BTreeMap::new();
+    let mut ranks: BTreeMap<(String, Vec<u32>), u64> = BTreeMap::new();
     for module in modules(catalog) {
         for parameter in &module.parameters {
             let (target, part) = target(&parameter.collapsed)
                 .ok_or_else(|| AdapterError::NotUnderstood { tensor: parameter.collapsed.clone() })?;
-            check_rank(&target, part, parameter, &mut ranks)?;
+            check_rank(&target, part, parameter, &module.blocks, &mut ranks)?;
             for (number, blocks) in base_modules.groups_of(&target, &module, &parameter.collapsed)? {
                 let of_base = &base_modules.groups[number];
                 let alike = Module { blocks, ..module.clone() };
@@ -176,12 +176,13 @@ impl<'a> BaseModules<'a> {
     }
 }
 
-/// Checks that the low rank is the same in all matrices of one module.
+/// Checks that the low rank is the same in both matrices of one module; modules of other layers may have another.
 fn check_rank(
     target: &str,
     part: Part,
     parameter: &Parameter,
-    ranks: &mut BTreeMap<String, u64>,
+    blocks: &Blocks,
+    ranks: &mut BTreeMap<(String, Vec<u32>), u64>,
 ) -> Result<(), AdapterError> {
     let dim = match part {
         Part::A | Part::EmbeddingA => 0,
@@ -194,10 +195,40 @@ fn check_rank(
         expected: "the low rank of its other matrix".to_owned(),
     };
     let (2, Some(&rank)) = (parameter.shape.len(), parameter.shape.get(dim)) else { return Err(wrong()) };
-    match ranks.insert(target.to_owned(), rank) {
-        Some(other) if other != rank => Err(wrong()),
-        _ => Ok(()),
+    for block in blocks {
+        if ranks.insert((target.to_owned(), block.clone()), rank).is_some_and(|other| other != rank) {
+            return Err(wrong());
+        }
     }
+    Ok(())
+}
+
+/// Checks a tensor against the sizes of its base, where that is stored plainly.
+fn check_sizes(part: Part, parameter: &Parameter, base: &[&TensorGroup]) -> Result<(), AdapterError> {
+    let wrong = |expected: String| AdapterError::WrongShape {
+        tensor: parameter.collapsed.clone(),
+        found: parameter.shape.clone(),
+        expected,
+    };
+    let dim = match part {
+        Part::A | Part::EmbeddingA => 1,
+        Part::B | Part::EmbeddingB => 0,
+        Part::Outputs { .. } if parameter.is_bias() && parameter.shape.len() != 1 => {
+            return Err(wrong("one number for each output".to_owned()));
+        }
+        Part::Outputs { .. } => 0,
+        Part::Replacement => return Ok(()),
+    };
+    let weight = base.iter().find(|group| {
+        let plain = !matches!(group.dtype, Dtype::I32 | Dtype::I8 | Dtype::U8);
+        plain && group.shape.len() == 2 && group.collapsed().ends_with(".weight")
+    });
+    let (Some(weight), Some(size)) = (weight, parameter.shape.get(dim)) else { return Ok(()) };
+    // Which of the two a class stores first is its own affair.
+    if weight.shape.contains(size) {
+        return Ok(());
+    }
+    Err(wrong(format!("of a size in dimension {dim} that its base, {:?}, has", weight.shape)))
 }
 
 /// How ranks share a tensor of an adapter, whose base module is stored in `base`.
@@ -212,6 +243,10 @@ fn partition(part: Part, parameter: &Parameter, base: &[&TensorGroup]) -> Result
                 expected: format!("that of its base, {:?}", base[0].shape),
             }
         });
+    }
+    check_sizes(part, parameter, base)?;
+    if base.iter().any(|group| group.shape.len() > 2 && group.partition.axis() == Axis::Expert) {
+        return Err(AdapterError::WholeExperts { tensor: parameter.collapsed.clone() });
     }
     // Of all tensors that are cut with the module, the one with the finest pieces.
     let splits = base.iter().filter_map(|group| match &group.partition {

@@ -30,7 +30,7 @@ pub struct Collective {
 /// the dtype of the weights, or 16 bits where these are quantised.
 pub fn collectives(plan: &Plan) -> Vec<Collective> {
     let mut found: Vec<Collective> = Vec::new();
-    let tied = plan.tensors.iter().all(|group| group.role != Role::VocabParallelHead);
+    let tied = |group: &TensorGroup| group.stage == StageRule::FirstAndLast;
     for group in plan.tensors.iter().filter(|group| is_weight(group)) {
         let mut add = |role| {
             let Some(next) = after_module(plan, group, role) else { return };
@@ -41,13 +41,16 @@ pub fn collectives(plan: &Plan) -> Vec<Collective> {
             }
         };
         add(group.role);
-        if tied && group.role == Role::VocabParallelEmbedding {
+        if tied(group) && group.role == Role::VocabParallelEmbedding {
             // It is the head too.
             add(Role::VocabParallelHead);
         }
     }
     let stages = u64::from(plan.mesh.pp());
+    // An adapter's outputs are added to its base's, which are sent on.
+    let sends = plan.tensors.iter().any(|group| group.outputs.is_some());
     if stages > 1
+        && sends
         && let Some(hidden) = plan.model.hidden
     {
         found.push(Collective {

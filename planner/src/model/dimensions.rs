@@ -63,14 +63,12 @@ pub struct Dimension {
     pub units: u64,
     /// Groups of units that ranks share only when there are fewer of them than ranks.
     pub groups: u64,
-    /// What the units are, for telling one kind from another.
-    pub space: String,
 }
 
 impl Dimension {
     /// A dimension that no configuration names: `count` pieces of `unit` elements, dealt one by one.
     pub fn of_any_size(name: &str, count: u64, unit: u64) -> Self {
-        Self { name: name.to_owned(), count, unit, units: count, groups: count, space: name.to_owned() }
+        Self { name: name.to_owned(), count, unit, units: count, groups: count }
     }
 
     /// Elements in all.
@@ -86,7 +84,7 @@ impl Dimension {
     /// `8 kv heads × 128`, `hidden 8192`.
     pub fn words(&self) -> String {
         match (self.unit, self.count) {
-            (1, count) if self.space == self.name => format!("{} {count}", self.name),
+            (1, count) => format!("{} {count}", self.name),
             (unit, count) => format!("{count} {} × {unit}", self.name),
         }
     }
@@ -169,7 +167,6 @@ impl<'a> Measures<'a> {
                 unit: 1,
                 units: size,
                 groups: size,
-                space: name.to_owned(),
             }));
         };
         let budget = Cell::new(MAX_FORMULAS);
@@ -187,7 +184,7 @@ impl<'a> Measures<'a> {
                 format!("{count} {name} of {unit} cannot be dealt by {units} units in {groups} groups");
             return Err(self.section.config().contradiction(reason));
         }
-        Ok(Some(Dimension { name: name.to_owned(), count, unit, units, groups, space: of.text().to_owned() }))
+        Ok(Some(Dimension { name: name.to_owned(), count, unit, units, groups }))
     }
 
     /// The error for a word that the configuration does not give a size.

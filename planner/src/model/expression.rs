@@ -15,7 +15,6 @@ use std::str::FromStr;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Expression {
     alternatives: Vec<(Node, Option<String>)>,
-    text: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,11 +44,6 @@ pub(crate) trait Names {
 }
 
 impl Expression {
-    /// The expression as it is written.
-    pub(crate) fn text(&self) -> &str {
-        &self.text
-    }
-
     /// All names in it, in order.
     pub(crate) fn names(&self) -> Vec<&str> {
         fn collect<'a>(node: &'a Node, names: &mut Vec<&'a str>) {
@@ -128,7 +122,7 @@ impl FromStr for Expression {
                 }
             })
             .collect::<Result<_, String>>()?;
-        Ok(Self { alternatives, text: text.to_owned() })
+        Ok(Self { alternatives })
     }
 }
 

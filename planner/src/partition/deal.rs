@@ -151,15 +151,6 @@ pub fn deal(segment: Segment, shares: &Shares, remainder: Remainder) -> Result<V
     Ok(hands)
 }
 
-/// Every number of ranks up to `limit` to which all `segments` deal under `remainder`.
-pub fn parts_that_divide(segments: &[(Segment, Remainder)], limit: u32) -> Vec<u32> {
-    let divides = |parts: u32| {
-        let shares = Shares::equal(parts);
-        segments.iter().all(|&(segment, remainder)| deal(segment, &shares, remainder).is_ok())
-    };
-    (1..=limit).filter(|&parts| divides(parts)).collect()
-}
-
 /// Where each rank's units begin, and where the last one's end.
 fn deal_units(segment: Segment, shares: &Shares, remainder: Remainder) -> Result<Vec<u64>, Indivisible> {
     let (parts, ranks) = (shares.parts, u64::from(shares.parts));
@@ -342,12 +333,5 @@ mod tests {
             .map(|hand| (hand.runs.iter().map(|run| run.stop - run.start).sum::<u64>(), hand.padding))
             .collect();
         assert_eq!(seen, [(2, 0), (2, 0), (1, 1), (0, 2)]);
-    }
-
-    #[test]
-    fn the_sizes_that_work_are_found() {
-        let (query, kv) = Segment::attention_heads(28, 4, 128).unwrap();
-        let both = [(query, Remainder::Refuse), (kv, Remainder::Refuse)];
-        assert_eq!(parts_that_divide(&both, 32), [1, 2, 4, 28]);
     }
 }

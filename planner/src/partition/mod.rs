@@ -13,7 +13,7 @@ mod slice;
 mod storage;
 mod tensor_box;
 
-pub use deal::{Hand, Indivisible, Remainder, Run, Shares, deal, parts_that_divide};
+pub use deal::{Hand, Indivisible, Remainder, Run, Shares, deal};
 pub use segment::{Segment, SegmentError};
 pub(crate) use segment::{gcd, lcm};
 pub use slice::{Assigned, Axis, Partition, PartitionError, Piece, Slice, Split};

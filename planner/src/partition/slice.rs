@@ -236,11 +236,6 @@ impl Partition {
             Self::Assigned(assigned) => assigned.axis,
         }
     }
-
-    /// Whether ranks may hold slices of different shapes.
-    pub fn is_uneven(&self) -> bool {
-        matches!(self, Self::Split(split) if split.remainder == Remainder::Uneven)
-    }
 }
 
 impl Assigned {

@@ -94,6 +94,11 @@ impl Storage {
         Self { added_to_output: true, ..Self::plain(&[Logical::Out]) }
     }
 
+    /// Whether a dimension of this tensor runs along `dim`.
+    pub fn has(&self, dim: Logical) -> bool {
+        self.dimensions.iter().any(|stored| stored.logical == Some(dim))
+    }
+
     /// Logical elements along `dim` that this tensor keeps together; 1 where it does not map `dim`. `None` when that
     /// cannot be counted.
     pub fn unit(&self, dim: Logical) -> Option<u64> {

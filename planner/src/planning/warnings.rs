@@ -117,8 +117,8 @@ fn of_dealing(
     let held: Vec<u64> =
         slices.iter().map(|slice| slice.as_ref().map_or(0, |slice| slice.shape[split.dim])).collect();
     let (most, least) = (held.iter().max().copied().unwrap_or(0), held.iter().min().copied().unwrap_or(0));
-    // What is uneven because it was asked to be needs no word.
-    if most != least && plan.weights.is_empty() {
+    // What is uneven because it was asked to be needs no word, unless ranks are left with nothing.
+    if most != least && (plan.weights.is_empty() || least == 0) {
         let even = total / slices.len() as u64;
         let more = part(most).unwrap_or(u64::MAX).saturating_sub(even);
         let empty = held.iter().filter(|&&rows| rows == 0).count() as u64;

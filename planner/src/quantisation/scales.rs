@@ -25,6 +25,8 @@ pub(super) fn beside(
     let plain = StoredDimension::plain;
     let act_order = declared.is_some_and(|declared| declared.act_order);
     let everywhere = || Some(Storage::of(vec![StoredDimension::whole(); shape.len()]));
+    let is_one_for_each_expert =
+        shape.first().copied() == sizes.experts && shape.iter().skip(1).all(|&size| size == 1);
     let is_block_scale = shape.len() > 1 && declared.is_some_and(|declared| declared.block.is_some());
     if shape.iter().product::<u64>() == 1 && !is_block_scale {
         return Ok(everywhere());
@@ -82,7 +84,7 @@ pub(super) fn beside(
         "input_scale" | "activation_scale" | "input_zero_point" if shape == [sizes.input.unwrap_or(0)] => {
             Some(Storage::plain(&[Logical::In]))
         }
-        _ if quantised && shape.iter().product::<u64>() <= sizes.experts.unwrap_or(1) => {
+        _ if quantised && is_one_for_each_expert => {
             // One number for each expert.
             sizes.experts.map(|_| {
                 let mut dimensions = vec![StoredDimension::whole(); shape.len()];
@@ -122,6 +124,9 @@ fn scale(
     }
     let mut dimensions = Vec::with_capacity(shape.len());
     for (dim, (&count, (logical, len))) in shape.iter().zip(dims).enumerate() {
+        if logical == Logical::Expert && count != len && count != 1 {
+            return Err(block_count(sizes, parameter, dim, (logical, len), None));
+        }
         let blocks = match (logical, declared) {
             (Logical::Out, Some(declared)) => declared.block.iter().map(|block| block.0).collect(),
             (Logical::In, Some(declared)) if declared.block.is_some() => {

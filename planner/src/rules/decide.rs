@@ -4,20 +4,21 @@ use super::{
     completeness::{check_complete, check_layers},
     decision::{DecisionRequest, Decisions},
     divide,
-    error::RuleError,
+    error::{Failure, RuleError},
     fit::{Fitted, Misfit, fit},
     infer,
+    pairs::complete_pairs,
     project::{decision, expert_numbers, hold_tied_embedding_at_both_ends, partitions_of},
     role::Role,
     spaces::Spaces,
 };
 use crate::{
     graph::{Matrix, Module, TensorGraph},
-    model::{Measures, Vocabulary},
+    model::{Dimension, Measures, Vocabulary},
     partition::Partition,
     quantisation::{Orientation, Quantisation, Stored, stored},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::HashMap;
 
 /// Decides every module.
 ///
@@ -31,14 +32,15 @@ pub fn decide(request: &DecisionRequest<'_>) -> Result<Decisions, RuleError> {
     let layers = check_layers(request, &vocabulary)?;
     check_complete(modules, family)?;
     let mut fitted = fit_all(request, &vocabulary)?;
-    replicate_what_stands_alone(modules, &mut fitted);
+    let otherwise = what_the_family_says(request, &vocabulary);
+    complete_pairs(modules, &mut fitted, &otherwise);
 
     let mut spaces = Spaces::default();
     for (module, fitted) in modules.iter().zip(&fitted) {
         spaces.add(module, fitted);
     }
     let experts = expert_numbers(modules, family);
-    let mut failures = Vec::new();
+    let mut failures = grouped_differently(request, &fitted);
     let mut of_modules = Vec::with_capacity(modules.len());
     for ((module, fitted), expert) in modules.iter().zip(&fitted).zip(&experts) {
         let partitions = partitions_of(module, fitted, *expert, &spaces, request).unwrap_or_else(|whole| {
@@ -47,9 +49,37 @@ pub fn decide(request: &DecisionRequest<'_>) -> Result<Decisions, RuleError> {
         });
         of_modules.push(decision(module, fitted, *expert, partitions, request));
     }
-    hold_tied_embedding_at_both_ends(&mut of_modules, request.config);
+    hold_tied_embedding_at_both_ends(&mut of_modules, request);
     divide::check(request, &fitted, &of_modules, failures, layers)?;
     Ok(Decisions { of_modules, layers })
+}
+
+/// Where heads are dealt unevenly, those of one layer that are grouped differently are not dealt alike.
+fn grouped_differently(request: &DecisionRequest<'_>, fitted: &[Fitted]) -> Vec<Failure> {
+    let tp = u64::from(request.tp.parts());
+    if !request.uneven && request.tp.are_equal() {
+        return Vec::new();
+    }
+    let evenly =
+        |groups: u64| request.tp.are_equal() && (groups.is_multiple_of(tp) || tp.is_multiple_of(groups));
+    let mut found: HashMap<(&str, &[u32], u64), u64> = HashMap::new();
+    let mut failures = Vec::new();
+    for (module, fitted) in request.modules.iter().zip(fitted) {
+        for &Dimension { units, groups, .. } in fitted.split.iter().flat_map(|(_, dimensions)| dimensions) {
+            let others = module
+                .blocks
+                .iter()
+                .map(|block| *found.entry((module.scope(), block.as_slice(), units)).or_insert(groups));
+            let other = others.filter(|other| *other != groups && !(evenly(*other) && evenly(groups))).last();
+            failures.extend(other.map(|other| Failure {
+                module: module.name.clone(),
+                reason: format!(
+                    "its heads are in {groups} groups, those beside it in {other}: they cannot be dealt unevenly alike"
+                ),
+            }));
+        }
+    }
+    failures
 }
 
 /// What every module is stored as, taken as plain `[out, in]` where no rule says otherwise, and the graph they make.
@@ -114,7 +144,6 @@ fn replicated_for_want(module: &Module, stored: Option<Stored>, request: &Decisi
         stage: None,
         warning: matters.then(|| format!("is replicated: {reason}")),
         reason,
-        guessed: true,
     }
 }
 
@@ -131,6 +160,16 @@ fn measures_of<'a>(
     Measures::new(vocabulary, layer.filter(|_| in_layers).map_or(section, |layer| section.of_layer(layer)))
 }
 
+/// What the family says of the modules that the user's rules decide; `None` for the others.
+fn what_the_family_says(request: &DecisionRequest<'_>, vocabulary: &Vocabulary) -> Vec<Option<Fitted>> {
+    let of_module = |module: &Module| {
+        request.user.rule_for(&module.name)?;
+        let found = fit_by_family(module, request, measures_of(module, request, vocabulary)).ok().flatten();
+        Some(found.unwrap_or_else(|| replicated_for_want(module, None, request)))
+    };
+    request.modules.iter().map(of_module).collect()
+}
+
 /// Fits `module` to the first of its rules that fits; `None` when there is none that must.
 fn fit_by_rules(
     module: &Module,
@@ -139,10 +178,23 @@ fn fit_by_rules(
 ) -> Result<Option<Fitted>, RuleError> {
     let DecisionRequest { family, user, quantisation, .. } = *request;
     let measures = measures_of(module, request, vocabulary);
-    if let Some((_, glob, rule)) = user.rule_for(&module.name) {
+    if let Some((place, glob, rule)) = user.rule_for(&module.name) {
         let reason = format!("your rules: {glob} is {}", rule.text);
-        return fit(module, rule, measures, quantisation, reason).map(Some).map_err(RuleError::misfit);
+        let fitted = fit(module, rule, measures, quantisation, reason)
+            .map_err(|misfit| user.misfit(place, &module.name, misfit))?;
+        let stage = fitted.stage.or_else(|| family.stage_of(&module.name));
+        return Ok(Some(Fitted { stage, ..fitted }));
     }
+    fit_by_family(module, request, measures)
+}
+
+/// Fits `module` to the first rule of the family that fits; `None` when there is none that must.
+fn fit_by_family(
+    module: &Module,
+    request: &DecisionRequest<'_>,
+    measures: Measures<'_>,
+) -> Result<Option<Fitted>, RuleError> {
+    let DecisionRequest { family, quantisation, .. } = *request;
     let mut first_misfit = None;
     for (_, glob, rule) in family.rules_for(&module.name) {
         // A common name does not tell in which order a fused module lies.
@@ -152,7 +204,7 @@ fn fit_by_rules(
         }
         let reason = format!("family {}: {glob} is {}", family.name, rule.text);
         match fit(module, rule, measures, quantisation, reason) {
-            Ok(fitted) => return Ok(Some(Fitted { guessed: family.fallback, ..fitted })),
+            Ok(fitted) => return Ok(Some(fitted)),
             Err(misfit) => first_misfit = first_misfit.or(Some(misfit)),
         }
     }
@@ -163,40 +215,5 @@ fn fit_by_rules(
             Err(RuleError::misfit(misfit))
         }
         _ => Ok(None),
-    }
-}
-
-/// Guessed cuts whose other half was not found are no cuts: a reader whose outputs are read whole, a writer whose inputs
-/// are.
-fn replicate_what_stands_alone(modules: &[Module], fitted: &mut [Fitted]) {
-    let mut roles: BTreeMap<(String, String, u64), BTreeSet<bool>> = BTreeMap::new();
-    let spaces_of = |module: &Module, fitted: &Fitted| -> Vec<(String, String, u64)> {
-        let dimensions = fitted.split.iter().flat_map(|(_, dimensions)| dimensions);
-        dimensions
-            .map(|dimension| (module.block().to_owned(), dimension.space.clone(), dimension.units))
-            .collect()
-    };
-    for (module, fitted) in modules.iter().zip(fitted.iter()) {
-        for space in spaces_of(module, fitted) {
-            roles.entry(space).or_default().insert(fitted.role == Role::RowParallel);
-        }
-    }
-    for (module, fitted) in modules.iter().zip(fitted.iter_mut()) {
-        let inner =
-            !matches!(fitted.role, Role::VocabParallelEmbedding | Role::VocabParallelHead | Role::Replicated);
-        let paired = spaces_of(module, fitted)
-            .iter()
-            .all(|space| roles.get(space).is_some_and(|found| found.len() == 2));
-        if fitted.guessed && inner && !paired {
-            let half = if fitted.role == Role::RowParallel {
-                "what gives its inputs"
-            } else {
-                "what reads its outputs"
-            };
-            fitted.warning = Some(format!("is replicated: {half} is not cut alike"));
-            fitted.reason.push_str(&format!(", but {half} is not cut alike: replicated"));
-            fitted.role = Role::Replicated;
-            fitted.split = None;
-        }
     }
 }

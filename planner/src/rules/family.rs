@@ -1,13 +1,16 @@
 //! Families: which rules apply to the modules of a model type.
 
-use super::rule::Rule;
+use super::{
+    role::{Role, StageRule},
+    rule::Rule,
+};
 use crate::{
+    glob::Glob,
     model::{Vocabulary, VocabularyDocument},
     quote::quote,
     unique_map::UniqueMap,
     yaml::{self, YamlError},
 };
-use globset::{GlobBuilder, GlobMatcher};
 use serde::{
     Deserialize, Deserializer,
     de::{self, SeqAccess, Visitor},
@@ -29,9 +32,12 @@ macro_rules! families {
 /// The families that come with the planner.
 const BUILT_IN: &[(&str, &str)] = &families! {
     "baichuan.yaml"
+    "bitnet.yaml"
     "decoder.yaml"
     "deepseek.yaml"
     "deepseek_v4.yaml"
+    "diffllama.yaml"
+    "doge.yaml"
     "falcon.yaml"
     "gpt2.yaml"
     "gpt_bigcode.yaml"
@@ -40,6 +46,7 @@ const BUILT_IN: &[(&str, &str)] = &families! {
     "granitemoe.yaml"
     "internlm2.yaml"
     "kimi_linear.yaml"
+    "kosmos.yaml"
     "lfm2.yaml"
     "llama.yaml"
     "llama4.yaml"
@@ -55,6 +62,7 @@ const BUILT_IN: &[(&str, &str)] = &families! {
     "recurrent_gemma.yaml"
     "seq2seq.yaml"
     "transformer.yaml"
+    "vibevoice.yaml"
 };
 
 /// A family's rules, its own first and then those it extends.
@@ -67,19 +75,11 @@ pub struct Family {
     /// Whether it is the one for model types that no family knows: then its rules are guesses.
     pub fallback: bool,
     vocabulary: Vocabulary,
-    layers: Vec<Pattern>,
-    first_stage: Vec<Pattern>,
-    experts: Vec<Pattern>,
-    towers: Vec<(Pattern, Vec<String>)>,
-    rules: Vec<(Pattern, Vec<Rule>)>,
-}
-
-/// A glob over module names.
-#[derive(Debug, Clone)]
-pub(super) struct Pattern {
-    matcher: GlobMatcher,
-    /// As it is written.
-    pub(super) text: String,
+    layers: Vec<Glob>,
+    first_stage: Vec<Glob>,
+    experts: Vec<Glob>,
+    towers: Vec<(Glob, Vec<String>)>,
+    rules: Vec<(Glob, Vec<Rule>)>,
 }
 
 /// All known families.
@@ -250,21 +250,36 @@ impl Family {
     pub fn rules_for(&self, module: &str) -> impl Iterator<Item = (usize, &str, &Rule)> {
         // A linear layer that another class wraps.
         let wrapped = module.strip_suffix(".linear").or_else(|| module.strip_suffix(".base_layer"));
-        let path = as_path(wrapped.unwrap_or(module));
+        let name = wrapped.unwrap_or(module);
         self.rules
             .iter()
             .enumerate()
-            .filter(move |(_, (pattern, _))| pattern.matcher.is_match(&path))
-            .flat_map(|(place, (pattern, rules))| {
-                rules.iter().map(move |rule| (place, pattern.text.as_str(), rule))
-            })
+            .filter(move |(_, (pattern, _))| pattern.matches(name))
+            .flat_map(|(place, (pattern, rules))| rules.iter().map(move |rule| (place, pattern.text(), rule)))
+    }
+
+    /// The role of `module` by the first rule for its name, whether that fits or not.
+    pub(super) fn role_of(&self, module: &str) -> Option<Role> {
+        self.rules_for(module).next().map(|(_, _, rule)| rule.role)
+    }
+
+    /// The stage of `module` by the rules for its name, where these name one or its role has one.
+    pub(super) fn stage_of(&self, module: &str) -> Option<StageRule> {
+        let named = self.rules_for(module).find_map(|(_, _, rule)| rule.stage);
+        named.or(match self.role_of(module)? {
+            _ if self.is_in_layers(module) || self.is_before_layers(module) => None,
+            Role::VocabParallelEmbedding => Some(StageRule::First),
+            Role::VocabParallelHead => Some(StageRule::Last),
+            _ => None,
+        })
     }
 
     /// All rules that can apply, with their places and globs.
     pub fn rules(&self) -> impl Iterator<Item = (usize, &str, &Rule)> {
-        self.rules.iter().enumerate().flat_map(|(place, (pattern, rules))| {
-            rules.iter().map(move |rule| (place, pattern.text.as_str(), rule))
-        })
+        self.rules
+            .iter()
+            .enumerate()
+            .flat_map(|(place, (pattern, rules))| rules.iter().map(move |rule| (place, pattern.text(), rule)))
     }
 
     /// Whether the collapsed name `module` lies in a layer: then its first number is the layer's.
@@ -280,7 +295,7 @@ impl Family {
 
     /// Where the layers are, for messages.
     pub fn layers(&self) -> &str {
-        self.layers.first().map_or("", |pattern| pattern.text.as_str())
+        self.layers.first().map_or("", Glob::text)
     }
 
     /// For a module of one of several experts, which of the numbers in its name is the expert's.
@@ -302,8 +317,7 @@ impl Family {
 
     /// The names of the configuration's section that describes `module`; `None` for the language model's.
     pub fn section_of(&self, module: &str) -> Option<&[String]> {
-        let path = as_path(module);
-        let tower = self.towers.iter().find(|(pattern, _)| pattern.matcher.is_match(&path));
+        let tower = self.towers.iter().find(|(pattern, _)| pattern.matches(module));
         tower.map(|(_, config)| config.as_slice())
     }
 
@@ -313,29 +327,13 @@ impl Family {
     }
 }
 
-fn any(patterns: &[Pattern], name: &str) -> bool {
-    let path = as_path(name);
-    patterns.iter().any(|pattern| pattern.matcher.is_match(&path))
-}
-
-impl Pattern {
-    pub(super) fn new(text: &str) -> Result<Self, String> {
-        let matcher = GlobBuilder::new(&as_path(text))
-            .literal_separator(true)
-            .build()
-            .map_err(|error| format!("{} is no glob: {}", quote(text), error.kind()))?
-            .compile_matcher();
-        Ok(Self { matcher, text: text.to_owned() })
-    }
-
-    pub(super) fn matches(&self, module: &str) -> bool {
-        self.matcher.is_match(as_path(module))
-    }
+fn any(patterns: &[Glob], name: &str) -> bool {
+    patterns.iter().any(|pattern| pattern.matches(name))
 }
 
 fn compile(document: &Document, base: Option<Family>, words: &Vocabulary) -> Result<Family, String> {
-    let patterns = |texts: &Option<Vec<String>>, inherited: fn(&Family) -> &Vec<Pattern>| match texts {
-        Some(texts) => texts.iter().map(|text| Pattern::new(text)).collect::<Result<Vec<_>, _>>(),
+    let patterns = |texts: &Option<Vec<String>>, inherited: fn(&Family) -> &Vec<Glob>| match texts {
+        Some(texts) => texts.iter().map(|text| Glob::of_parts(text)).collect::<Result<Vec<_>, _>>(),
         None => Ok(base.as_ref().map(|base| inherited(base).clone()).unwrap_or_default()),
     };
     let words = base.as_ref().map_or(words, |base| &base.vocabulary);
@@ -353,12 +351,12 @@ fn compile(document: &Document, base: Option<Family>, words: &Vocabulary) -> Res
         for rule in alternatives {
             rule.check_words(&vocabulary).map_err(|error| format!("{}: {error}", quote(glob)))?;
         }
-        rules.push((Pattern::new(glob)?, alternatives.clone()));
+        rules.push((Glob::of_parts(glob)?, alternatives.clone()));
     }
     let towers = match &document.towers {
         Some(towers) => towers
             .iter()
-            .map(|tower| Ok((Pattern::new(&tower.at)?, tower.config.clone())))
+            .map(|tower| Ok((Glob::of_parts(&tower.at)?, tower.config.clone())))
             .collect::<Result<_, String>>()?,
         None => base.as_ref().map(|base| base.towers.clone()).unwrap_or_default(),
     };
@@ -376,11 +374,6 @@ fn compile(document: &Document, base: Option<Family>, words: &Vocabulary) -> Res
             rules
         },
     })
-}
-
-/// Glob libraries separate by `/`, module names by `.`.
-fn as_path(name: &str) -> String {
-    name.replace('.', "/")
 }
 
 #[cfg(test)]

@@ -23,8 +23,6 @@ pub(super) struct Fitted {
     pub(super) reason: String,
     /// What a person should know of it.
     pub(super) warning: Option<String>,
-    /// Whether it was guessed, from a name or from shapes.
-    pub(super) guessed: bool,
 }
 
 /// Why a rule does not fit a module.
@@ -53,14 +51,17 @@ pub(super) fn fit(
     reason: String,
 ) -> Result<Fitted, Misfit> {
     let orientation = Orientation { experts: rule.experts, transposed: rule.transposed };
-    let stored = stored(module, declared, orientation).map_err(Misfit::Quantisation)?;
+    let stored = match stored(module, declared, orientation) {
+        // Of what is held whole whatever its shape, nothing need be understood.
+        Err(_) if rule.role == Role::Replicated && rule.dimensions.is_empty() => Stored::whole(module, None),
+        read => read.map_err(Misfit::Quantisation)?,
+    };
     let fitted = |split, stored: Stored| Fitted {
         role: rule.role,
         split,
         stage: rule.stage,
         reason,
         warning: None,
-        guessed: false,
         stored,
     };
     if let Some(why) = &stored.uncuttable {
@@ -84,7 +85,7 @@ pub(super) fn fit(
     if !rule.dimensions.is_empty() && (expected != sizes || (experts.is_some() && experts != stored.experts))
     {
         let mut words: Vec<String> = Vec::new();
-        for dimension in resolved.iter().flatten().filter(|dimension| dimension.space != "_") {
+        for dimension in resolved.iter().flatten().filter(|dimension| dimension.name != "_") {
             let text = dimension.words();
             if !words.contains(&text) {
                 words.push(text);
@@ -105,6 +106,13 @@ pub(super) fn fit(
         Some((logical, place)) => Some((logical, std::mem::take(&mut resolved[place]))),
         None => None,
     };
+    if let Some((logical, dimensions)) = &split
+        && !dimensions.is_empty()
+        && !stored.storages.iter().flatten().any(|storage| storage.has(*logical))
+    {
+        let warning = Some("is replicated: how it is stored is not known".to_owned());
+        return Ok(Fitted { role: Role::Replicated, warning, ..fitted(None, stored) });
+    }
     Ok(fitted(split, stored))
 }
 

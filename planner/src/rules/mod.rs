@@ -7,8 +7,9 @@
 //! 1. [`Families`], [`UserRules`]: globs → [`Rule`]s
 //! 2. `fit`: rule + module → which dimension is cut, and the segments that tile it
 //! 3. `infer`: tensor graph → the same, for modules that no rule knows
-//! 4. `spaces`: what may not be cut, agreed among all modules of a block
-//! 5. `project`, `divide`: partitions of the stored tensors, and whether they divide by the ranks
+//! 4. `pairs`: whether what is cut is read as it is cut; half a cut is none
+//! 5. `spaces`: what may not be cut, agreed among all modules of a block
+//! 6. `project`, `divide`: partitions of the stored tensors, and whether they divide by the ranks
 //!
 //! `decide` does all of it, in this order.
 
@@ -20,6 +21,7 @@ mod error;
 mod family;
 mod fit;
 mod infer;
+mod pairs;
 mod project;
 mod role;
 mod rule;

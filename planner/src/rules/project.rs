@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     graph::Module,
-    model::{Config, Dimension},
+    model::Dimension,
     partition::{Assigned, Axis, Logical, LogicalPartition, Partition, Remainder, Segment, Storage},
 };
 use std::collections::BTreeMap;
@@ -78,7 +78,8 @@ pub(super) fn partitions_of(
                 remainder,
                 axis: Axis::Expert,
             };
-            return Ok(project(&logical).unwrap_or(vec![Partition::Replicated; count]));
+            let dimension = || Dimension::of_any_size("experts", segment.len(), 1);
+            return project(&logical).ok_or_else(|| Whole { dimension: dimension(), together: u64::MAX });
         }
     }
     let Some((dim, dimensions)) = &fitted.split else { return Ok(vec![Partition::Replicated; count]) };
@@ -132,13 +133,16 @@ pub(super) fn decision(
 }
 
 /// An embedding without a head of its own is also the head: the last stage needs it too.
-pub(super) fn hold_tied_embedding_at_both_ends(decisions: &mut [Decision], config: &Config) {
-    if decisions.iter().any(|decision| decision.role == Role::VocabParallelHead) {
+pub(super) fn hold_tied_embedding_at_both_ends(decisions: &mut [Decision], request: &DecisionRequest<'_>) {
+    // Whatever the user's rules make of them, they are an embedding and a head.
+    let named = |module: &Module, role| request.family.role_of(&module.name) == Some(role);
+    let is = |(module, decision): (&Module, &Decision), role| decision.role == role || named(module, role);
+    if request.modules.iter().zip(&*decisions).any(|pair| is(pair, Role::VocabParallelHead)) {
         return;
     }
-    let tied = config.get("tie_word_embeddings").and_then(serde_json::Value::as_bool);
-    for decision in decisions {
-        if decision.role == Role::VocabParallelEmbedding && decision.stage == StageRule::First {
+    let tied = request.config.get("tie_word_embeddings").and_then(serde_json::Value::as_bool);
+    for (module, decision) in request.modules.iter().zip(decisions) {
+        if is((module, decision), Role::VocabParallelEmbedding) && decision.stage == StageRule::First {
             decision.stage = StageRule::FirstAndLast;
             decision.reason.push_str("; there is no head of its own, so it is the head too");
             if tied == Some(false) {

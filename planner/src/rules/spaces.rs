@@ -13,8 +13,8 @@ use crate::{
 };
 use std::collections::BTreeMap;
 
-/// Which space a dimension belongs to: its block, what its units are, and how many in how many groups.
-type Key = (String, String, u64, u64);
+/// Which space a dimension belongs to: its block, and how many units it has in how many groups.
+type Key = (String, u64, u64);
 
 /// The spaces of a checkpoint, with how many units of each belong together.
 #[derive(Debug, Default)]
@@ -111,7 +111,7 @@ fn units_together(dimension: &Dimension, storage: u64) -> Option<u64> {
 }
 
 fn key(module: &Module, dimension: &Dimension) -> Key {
-    (module.block().to_owned(), dimension.space.clone(), dimension.units, dimension.groups)
+    (module.block().to_owned(), dimension.units, dimension.groups)
 }
 
 #[cfg(test)]
@@ -124,14 +124,7 @@ mod tests {
     fn dimension() -> impl Strategy<Value = Dimension> {
         (1u64..9, 1u64..9, 1u64..33, 0..3).prop_map(|(groups, per_group, unit, kind)| {
             let units = groups * per_group;
-            let named = |count, unit, groups| Dimension {
-                name: "x".to_owned(),
-                count,
-                unit,
-                units,
-                groups,
-                space: "x".to_owned(),
-            };
+            let named = |count, unit, groups| Dimension { name: "x".to_owned(), count, unit, units, groups };
             match kind {
                 0 => named(units, unit, groups),
                 1 => named(groups, unit, groups),
@@ -175,7 +168,7 @@ mod tests {
         ) {
             let units = groups * per_group;
             let of = |count, unit| Dimension {
-                name: "x".to_owned(), count, unit, units, groups, space: "x".to_owned(),
+                name: "x".to_owned(), count, unit, units, groups,
             };
             let (heads, each) = (of(units, unit), of(units, 1));
             let Some(together) = units_together(&heads, storage).filter(|t| units.is_multiple_of(*t)) else {

@@ -7,10 +7,11 @@
 //! ```
 
 use super::{
-    family::Pattern,
+    fit::Misfit,
     rule::{Rule, RuleParseError},
 };
 use crate::{
+    glob::Glob,
     graph::Module,
     model::{Vocabulary, VocabularyDocument},
     quote::quote,
@@ -33,10 +34,18 @@ pub struct UserRules {
 
 #[derive(Debug)]
 struct UserRule {
-    pattern: Pattern,
+    pattern: Glob,
     rule: Rule,
-    /// Where it stands in the file; 0 where it was given otherwise.
-    line: usize,
+    origin: Origin,
+}
+
+/// Where a rule was written.
+#[derive(Debug, Clone, Copy)]
+enum Origin {
+    /// In this line of the file, counted from 1; 0 where the line is not known.
+    File { line: usize },
+    /// On the command line.
+    Replicate,
 }
 
 /// A rules file that cannot be used.
@@ -85,8 +94,8 @@ impl UserRules {
             .map(|(glob, rule)| {
                 let line = line_of(text, &glob);
                 let pattern =
-                    Pattern::new(&glob).map_err(|reason| failed(format!("line {line}: {reason}")))?;
-                Ok(UserRule { pattern, rule, line })
+                    Glob::of_parts(&glob).map_err(|reason| failed(format!("line {line}: {reason}")))?;
+                Ok(UserRule { pattern, rule, origin: Origin::File { line } })
             })
             .collect::<Result<_, UserRulesError>>()?;
         Ok(Self { file: file.to_owned(), rules, words: document.dimensions })
@@ -100,8 +109,8 @@ impl UserRules {
         let failed = |reason: String| UserRulesError { file: PathBuf::from("--replicate"), reason };
         let rule: Rule = "replicated".parse().map_err(|error: RuleParseError| failed(error.to_string()))?;
         let first = globs.iter().map(|glob| {
-            let pattern = Pattern::new(glob).map_err(failed)?;
-            Ok(UserRule { pattern, rule: rule.clone(), line: 0 })
+            let pattern = Glob::of_parts(glob).map_err(failed)?;
+            Ok(UserRule { pattern, rule: rule.clone(), origin: Origin::Replicate })
         });
         self.rules.splice(0..0, first.collect::<Result<Vec<_>, UserRulesError>>()?);
         Ok(self)
@@ -114,8 +123,8 @@ impl UserRules {
     pub fn vocabulary(&self, vocabulary: &Vocabulary) -> Result<Vocabulary, UserRulesError> {
         let failed = |reason: String| UserRulesError { file: self.file.clone(), reason };
         let extended = vocabulary.extended(&self.words).map_err(failed)?;
-        for UserRule { rule, line, .. } in &self.rules {
-            rule.check_words(&extended).map_err(|error| failed(format!("line {line}: {error}")))?;
+        for UserRule { rule, origin, .. } in &self.rules {
+            rule.check_words(&extended).map_err(|error| self.failed(*origin, error.to_string()))?;
         }
         Ok(extended)
     }
@@ -123,7 +132,7 @@ impl UserRules {
     /// The first rule that matches the collapsed name `module`, with its place and its glob.
     pub fn rule_for(&self, module: &str) -> Option<(usize, &str, &Rule)> {
         let found = self.rules.iter().enumerate().find(|(_, rule)| rule.pattern.matches(module));
-        found.map(|(place, rule)| (place, rule.pattern.text.as_str(), &rule.rule))
+        found.map(|(place, rule)| (place, rule.pattern.text(), &rule.rule))
     }
 
     /// Checks that every rule is the one that counts for some of `modules`.
@@ -140,26 +149,50 @@ impl UserRules {
         let Some((_, unused)) = self.rules.iter().enumerate().find(|(place, _)| !used[*place]) else {
             return Ok(());
         };
-        let glob = quote(&unused.pattern.text);
+        let glob = quote(unused.pattern.text());
         let taken = modules.iter().find(|module| unused.pattern.matches(&module.name));
         let before = taken.and_then(|module| self.rule_for(&module.name)).map(|(before, _, _)| before);
         let reason = match before {
             Some(before) => {
-                let UserRule { pattern, rule, line } = &self.rules[before];
+                let UserRule { pattern, rule, origin } = &self.rules[before];
                 format!(
                     "{glob} is {} never counts: every module it matches is already {} by {}{}",
                     quote(&unused.rule.text),
                     quote(&rule.text),
-                    quote(&pattern.text),
-                    if *line > 0 { format!(" in line {line}") } else { String::new() },
+                    quote(pattern.text()),
+                    match origin {
+                        Origin::File { line } => format!(" in line {line}"),
+                        Origin::Replicate => " of --replicate".to_owned(),
+                    },
                 )
             }
             None => format!("{glob} matches no module of the checkpoint"),
         };
-        Err(match unused.line {
-            0 => UserRulesError { file: PathBuf::from("--replicate"), reason },
-            line => UserRulesError { file: self.file.clone(), reason: format!("line {line}: {reason}") },
-        })
+        Err(self.failed(unused.origin, reason))
+    }
+
+    /// Says of the rule in `place` that it does not fit a module.
+    pub(super) fn misfit(&self, place: usize, module: &str, misfit: Misfit) -> UserRulesError {
+        let UserRule { pattern, rule, origin } = &self.rules[place];
+        let why = match misfit {
+            Misfit::Unknown(error) => error.to_string(),
+            Misfit::Quantisation(error) => error.to_string(),
+            Misfit::Sizes { found, expected, explained, .. } => {
+                let explained = if explained.is_empty() { "the rule".to_owned() } else { explained };
+                format!("its matrix is {found:?}, but {explained} makes {expected:?}")
+            }
+        };
+        let (glob, rule) = (quote(pattern.text()), quote(&rule.text));
+        self.failed(*origin, format!("{glob} is {rule} does not fit {}: {why}", quote(module)))
+    }
+
+    fn failed(&self, origin: Origin, reason: String) -> UserRulesError {
+        match origin {
+            Origin::Replicate => UserRulesError { file: PathBuf::from("--replicate"), reason },
+            Origin::File { line } => {
+                UserRulesError { file: self.file.clone(), reason: format!("line {line}: {reason}") }
+            }
+        }
     }
 }
 
