@@ -46,6 +46,8 @@ fn what_is_no_rule_is_named_with_line_and_column() {
     refused("rules:\n  \"**.up_proj\": column [fetures, _]\n", &["line 2", "`fetures` is no dimension"]);
     refused("rules:\n  \"**.up_proj\": 7\n", &["line 2"]);
     refused("rules:\n  \"**[\": replicated\n", &["line 2", "is no glob"]);
+    let deep = "{".repeat(300) + &"}".repeat(300);
+    refused(&format!("rules:\n  \"{deep}\": replicated\n"), &["line 2", "is no glob: more than 8 braces"]);
     refused("rule: {}\n", &["line 1", "rule"]);
     refused("- 1\n", &["line 1"]);
     refused("", &["rules.yaml"]);
@@ -59,7 +61,17 @@ fn a_rule_that_does_not_fit_the_tensors_is_named() {
     let file = checkpoint.beside("rules.yaml");
     fs::write(&file, rules).unwrap();
     let args = [&ARGS[..], &["--rules", text(&file)]].concat();
-    plan_is_refused(&checkpoint.path, &args, 3, &["up_proj", "[32, 16]", "vocabulary 24"]);
+    plan_is_refused(
+        &checkpoint.path,
+        &args,
+        3,
+        &[
+            "rules.yaml: line 2: `**.up_proj`",
+            "does not fit `model.layers.*.mlp.up_proj`",
+            "[32, 16]",
+            "vocabulary 24",
+        ],
+    );
 }
 
 #[test]
@@ -73,6 +85,10 @@ fn a_rules_file_that_cannot_be_read_is_named() {
 
 #[test]
 fn a_glob_of_what_to_replicate_that_matches_nothing_is_named() {
+    let long = "a".repeat(2000);
+    let args = [&ARGS[..], &["--replicate", &long]].concat();
+    let why = "is no glob: it has more than 1024 bytes";
+    plan_is_refused(&Checkpoint::tiny().path, &args, 3, &["--replicate: `aaa", why]);
     let args = [&ARGS[..], &["--replicate", "visual.**"]].concat();
     plan_is_refused(&Checkpoint::tiny().path, &args, 3, &["--replicate: `visual.**` matches no module"]);
 }
@@ -116,4 +132,32 @@ rules:
     let args = ["plan", text(&checkpoint.path), "--rules", text(&file), "-o", text(&plan)];
     shardwright(&[&args[..], &ARGS].concat()).succeeded();
     assert!(fs::read_to_string(&plan).unwrap().contains("- groups: 16\n        unit: 2\n"));
+}
+
+/// What `plan` prints with these rules, and what the last of so many ranks holds.
+fn last_of(ranks: u64, args: &[&str]) -> (String, std::collections::BTreeMap<String, cut::Held>) {
+    let checkpoint = Checkpoint::tiny();
+    let plan = checkpoint.beside("plan.yaml");
+    let always = ["plan", text(&checkpoint.path), "-o", text(&plan)];
+    let shown = shardwright(&[&always[..], &ARGS, args].concat()).succeeded();
+    (shown, cut::held(slices(&plan, ranks).last().unwrap()))
+}
+
+#[test]
+fn what_the_users_rules_leave_half_cut_is_held_whole_or_warned_of() {
+    // Nothing reads the heads by parts now.
+    let (shown, held) = last_of(2, &["--replicate", "**.o_proj"]);
+    assert!(shown.contains("is replicated: what reads its outputs is not cut alike"), "{shown}");
+    assert_eq!(held["model.layers.1.self_attn.q_proj.weight"].shape, [16, 16]);
+    assert_eq!(held["model.layers.1.mlp.up_proj.weight"].shape, [16, 16]);
+    // The gate is cut still, and each rank needs but a part of this.
+    let (shown, _) = last_of(2, &["--replicate", "**.up_proj"]);
+    assert!(shown.contains("model.layers.*.mlp.up_proj.weight is held whole as your rules say"), "{shown}");
+}
+
+#[test]
+fn what_is_held_whole_stays_on_its_pipeline_stage() {
+    let (_, last) = last_of(4, &["--replicate", "lm_head", "--replicate", "**.embed_tokens", "--pp", "2"]);
+    assert_eq!(last["lm_head.weight"].shape, [24, 16]);
+    assert!(!last.contains_key("model.embed_tokens.weight"));
 }

@@ -8,6 +8,7 @@ mod support;
 mod experts;
 mod inferred;
 mod loading;
+mod pairs;
 mod peer;
 mod public;
 
