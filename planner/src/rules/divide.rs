@@ -182,8 +182,10 @@ fn why(fitted: &Fitted, partition: &Partition, failing: &Failing, request: &Deci
         }
         if refused.parts < tp {
             return format!(
-                "the {} {name} of a kv head do not divide by the {} ranks that share it",
-                refused.units, refused.parts
+                "the {} {name} of a {} do not divide by the {} ranks that share it",
+                refused.units,
+                if name == "query heads" { "kv head" } else { "group" },
+                refused.parts
             );
         }
     }

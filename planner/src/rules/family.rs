@@ -63,6 +63,7 @@ const BUILT_IN: &[(&str, &str)] = &families! {
     "seq2seq.yaml"
     "transformer.yaml"
     "vibevoice.yaml"
+    "zaya.yaml"
 };
 
 /// A family's rules, its own first and then those it extends.
