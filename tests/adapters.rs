@@ -13,7 +13,9 @@ use std::{
 use support::{
     copy_folder,
     cut::{self, Held, Tensor, read_checkpoint},
-    fixture, shardwright, slices, text,
+    fixture,
+    headers::Headers,
+    shardwright, slices, text,
     tiny::write_tensors,
 };
 use tempfile::TempDir;
@@ -212,4 +214,47 @@ fn an_adapter_without_its_base_is_wrong_usage() {
     let path = adapter("llama-linear");
     shardwright(&["plan", text(&path)]).refused(2, &["holds an adapter, not a model", "--base PLAN"]);
     shardwright(&["plan", text(&path), "--base", "x", "--tp", "2"]).refused(2, &["--base"]);
+}
+
+#[test]
+fn low_ranks_may_differ_from_layer_to_layer() {
+    let folder = TempDir::new().unwrap();
+    let base = folder.path().join("base.yaml");
+    support::plan(&fixture("llama-bf16"), &["--topology", "dgx-h100", "--tp", "2"], &base);
+    let copy = folder.path().join("adapter");
+    copy_folder(&adapter("llama-dora"), &copy);
+    let of =
+        |layer: u32, part: &str| format!("{PREFIX}model.layers.{layer}.mlp.down_proj.lora_{part}.weight");
+    let tensors = [
+        (of(0, "A"), vec![4, 160]),
+        (of(0, "B"), vec![64, 4]),
+        (of(1, "A"), vec![8, 160]),
+        (of(1, "B"), vec![64, 8]),
+    ];
+    write_tensors(&copy.join("adapter_model.safetensors"), &tensors);
+    let plan = folder.path().join("adapter.yaml");
+    shardwright(&["plan", text(&copy), "--base", text(&base), "-o", text(&plan)]).succeeded();
+    let held = cut::held(&slices(&plan, 2)[1]);
+    assert_eq!(held[&of(1, "A")].shape, [8, 80]);
+    // But both matrices of one module have the same.
+    let tensors = [(of(0, "A"), vec![4, 160]), (of(0, "B"), vec![64, 8])];
+    write_tensors(&copy.join("adapter_model.safetensors"), &tensors);
+    shardwright(&["plan", text(&copy), "--base", text(&base)])
+        .refused(3, &["the low rank of its other matrix"]);
+}
+
+#[test]
+fn an_adapter_for_experts_that_ranks_hold_whole_is_refused() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/zoo/gpt_oss.json");
+    let checkpoint = Headers::read(&path);
+    let folder = TempDir::new().unwrap();
+    let (base, copy) = (folder.path().join("base.yaml"), folder.path().join("adapter"));
+    let args = ["--topology", "dgx-h100", "--tp", "2", "--expert-parallel"];
+    support::plan(&checkpoint.path(), &args, &base);
+    copy_folder(&adapter("llama-dora"), &copy);
+    let name = format!("{PREFIX}model.layers.0.mlp.experts.gate_up_proj.lora_A.weight");
+    write_tensors(&copy.join("adapter_model.safetensors"), &[(name, vec![4, 64])]);
+    let parts =
+        ["gate_up_proj.lora_A.weight` is for experts that lie in one tensor", "without --expert-parallel"];
+    shardwright(&["plan", text(&copy), "--base", text(&base)]).refused(1, &parts);
 }

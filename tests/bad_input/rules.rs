@@ -161,3 +161,25 @@ fn what_is_held_whole_stays_on_its_pipeline_stage() {
     assert_eq!(last["lm_head.weight"].shape, [24, 16]);
     assert!(!last.contains_key("model.embed_tokens.weight"));
 }
+
+#[test]
+fn heads_that_are_grouped_differently_are_not_dealt_unevenly() {
+    let checkpoint = Checkpoint::tiny();
+    let file = checkpoint.beside("rules.yaml");
+    let rules = "dimensions:
+  segmented: { heads of one group: { count: heads, unit: head size, groups: 1 } }
+rules:
+  \"**.q_proj\": column [heads of one group, hidden]
+";
+    fs::write(&file, rules).unwrap();
+    let args = ["--topology", "dgx-h100", "--tp", "3", "--rules", text(&file), "--uneven"];
+    plan_is_refused(
+        &checkpoint.path,
+        &args,
+        1,
+        &["k_proj", "its heads are in 2 groups, those beside it in 1", "tp 1, 2 or 4 divide every module"],
+    );
+    // Where each rank gets as many heads, the groups do not matter.
+    let (_, held) = last_of(2, &["--rules", text(&file), "--uneven"]);
+    assert_eq!(held["model.layers.0.self_attn.q_proj.weight"].shape, [8, 16]);
+}

@@ -245,7 +245,9 @@ fn partition(part: Part, parameter: &Parameter, base: &[&TensorGroup]) -> Result
         });
     }
     check_sizes(part, parameter, base)?;
-    if base.iter().any(|group| group.shape.len() > 2 && group.partition.axis() == Axis::Expert) {
+    let by_experts =
+        |partition: &Partition| matches!(partition, Partition::Split(split) if split.axis == Axis::Expert);
+    if base.iter().any(|group| by_experts(&group.partition)) {
         return Err(AdapterError::WholeExperts { tensor: parameter.collapsed.clone() });
     }
     // Of all tensors that are cut with the module, the one with the finest pieces.

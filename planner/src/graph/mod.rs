@@ -10,7 +10,7 @@ mod module;
 mod name_pattern;
 
 pub use flow::{Matrix, TensorGraph};
-pub(crate) use module::module_of;
 pub use module::{Module, Parameter, modules};
+pub(crate) use module::{module_of, unwrapped};
 pub(crate) use name_pattern::collapse;
 pub use name_pattern::{NamePattern, NamePatternError, PatternPart};

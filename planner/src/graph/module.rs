@@ -182,6 +182,12 @@ fn stored_alike<'a>(
     modules
 }
 
+/// The name of a module, or of the class that wraps it where that is what it goes by.
+pub(crate) fn unwrapped(module: &str) -> &str {
+    let wrapper = module.strip_suffix(".linear").or_else(|| module.strip_suffix(".base_layer"));
+    wrapper.unwrap_or(module)
+}
+
 /// The module's name in the collapsed name of a tensor of a plan, whose parameters are known to be its own.
 pub(crate) fn module_of(template: &str) -> &str {
     let (module, parameter) = split(template, &BTreeSet::new());

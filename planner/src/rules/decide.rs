@@ -4,7 +4,7 @@ use super::{
     completeness::{check_complete, check_layers},
     decision::{DecisionRequest, Decisions},
     divide,
-    error::{Failure, RuleError},
+    error::RuleError,
     fit::{Fitted, Misfit, fit},
     infer,
     pairs::complete_pairs,
@@ -14,11 +14,10 @@ use super::{
 };
 use crate::{
     graph::{Matrix, Module, TensorGraph},
-    model::{Dimension, Measures, Vocabulary},
+    model::{Measures, Vocabulary},
     partition::Partition,
     quantisation::{Orientation, Quantisation, Stored, stored},
 };
-use std::collections::HashMap;
 
 /// Decides every module.
 ///
@@ -40,7 +39,7 @@ pub fn decide(request: &DecisionRequest<'_>) -> Result<Decisions, RuleError> {
         spaces.add(module, fitted);
     }
     let experts = expert_numbers(modules, family);
-    let mut failures = grouped_differently(request, &fitted);
+    let mut failures = Vec::new();
     let mut of_modules = Vec::with_capacity(modules.len());
     for ((module, fitted), expert) in modules.iter().zip(&fitted).zip(&experts) {
         let partitions = partitions_of(module, fitted, *expert, &spaces, request).unwrap_or_else(|whole| {
@@ -52,34 +51,6 @@ pub fn decide(request: &DecisionRequest<'_>) -> Result<Decisions, RuleError> {
     hold_tied_embedding_at_both_ends(&mut of_modules, request);
     divide::check(request, &fitted, &of_modules, failures, layers)?;
     Ok(Decisions { of_modules, layers })
-}
-
-/// Where heads are dealt unevenly, those of one layer that are grouped differently are not dealt alike.
-fn grouped_differently(request: &DecisionRequest<'_>, fitted: &[Fitted]) -> Vec<Failure> {
-    let tp = u64::from(request.tp.parts());
-    if !request.uneven && request.tp.are_equal() {
-        return Vec::new();
-    }
-    let evenly =
-        |groups: u64| request.tp.are_equal() && (groups.is_multiple_of(tp) || tp.is_multiple_of(groups));
-    let mut found: HashMap<(&str, &[u32], u64), u64> = HashMap::new();
-    let mut failures = Vec::new();
-    for (module, fitted) in request.modules.iter().zip(fitted) {
-        for &Dimension { units, groups, .. } in fitted.split.iter().flat_map(|(_, dimensions)| dimensions) {
-            let others = module
-                .blocks
-                .iter()
-                .map(|block| *found.entry((module.scope(), block.as_slice(), units)).or_insert(groups));
-            let other = others.filter(|other| *other != groups && !(evenly(*other) && evenly(groups))).last();
-            failures.extend(other.map(|other| Failure {
-                module: module.name.clone(),
-                reason: format!(
-                    "its heads are in {groups} groups, those beside it in {other}: they cannot be dealt unevenly alike"
-                ),
-            }));
-        }
-    }
-    failures
 }
 
 /// What every module is stored as, taken as plain `[out, in]` where no rule says otherwise, and the graph they make.

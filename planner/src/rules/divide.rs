@@ -12,6 +12,7 @@ use crate::{
     partition::{Axis, Indivisible, Partition, Remainder, Segment, Shares, deal},
     size::count,
 };
+use std::collections::HashMap;
 
 /// The failure of a module whose stored form cannot be cut; none for one rank, which holds it whole.
 pub(super) fn cannot_be_cut(module: &Module, fitted: &Fitted, whole: &Whole, tp: &Shares) -> Option<Failure> {
@@ -37,6 +38,8 @@ pub(super) fn check(
 ) -> Result<(), RuleError> {
     let DecisionRequest { modules, config, tp, .. } = *request;
     let uncuttable = !failures.is_empty();
+    let grouped = grouped_differently(request, fitted);
+    failures.extend(grouped.iter().filter_map(|differ| differ.failure(request)));
     let mut dealt: Vec<Dealt> = Vec::new();
     let mut uneven = None;
     for ((module, fitted), decision) in modules.iter().zip(fitted).zip(decisions) {
@@ -62,7 +65,7 @@ pub(super) fn check(
     let failing: Vec<String> = failures.iter().map(|failure| failure.module.clone()).collect();
     let divides = match uncuttable {
         true => vec![1],
-        false => sizes_that_divide(&dealt, request),
+        false => sizes_that_divide(&dealt, &grouped, request),
     };
     let model = ModelSpec::of(config, request.family.vocabulary()).map(|model| ModelSpec { layers, ..model });
     Err(RuleError::NotDivisible(Box::new(NotDivisible {
@@ -73,6 +76,62 @@ pub(super) fn check(
         uneven: if uncuttable { None } else { uneven },
         outside_layers: outside_layers(&failing, request),
     })))
+}
+
+/// Heads of a module that are grouped otherwise than those beside it.
+struct GroupedDifferently {
+    module: String,
+    units: u64,
+    groups: u64,
+    beside: u64,
+}
+
+impl GroupedDifferently {
+    /// Whether both are dealt to the same ranks all the same: where each rank gets as many.
+    fn dealt_alike(&self, shares: &Shares) -> bool {
+        let parts = u64::from(shares.parts());
+        let fits = |groups: u64| groups.is_multiple_of(parts) || parts.is_multiple_of(groups);
+        shares.are_equal() && self.units.is_multiple_of(parts) && fits(self.groups) && fits(self.beside)
+    }
+
+    fn failure(&self, request: &DecisionRequest<'_>) -> Option<Failure> {
+        let reason = || {
+            format!(
+                "its heads are in {} groups, those beside it in {}: they cannot be dealt unevenly alike",
+                self.groups, self.beside
+            )
+        };
+        (!self.dealt_alike(request.tp)).then(|| Failure { module: self.module.clone(), reason: reason() })
+    }
+}
+
+/// Where unevenness is allowed, the modules whose heads are grouped otherwise than others' in the same scope of a layer: what
+/// deals evenly needs no look.
+fn grouped_differently(request: &DecisionRequest<'_>, fitted: &[Fitted]) -> Vec<GroupedDifferently> {
+    let mut differing = Vec::new();
+    if !request.uneven && request.tp.are_equal() {
+        return differing;
+    }
+    let mut first: HashMap<(&str, &[u32], u64), u64> = HashMap::new();
+    for (module, fitted) in request.modules.iter().zip(fitted) {
+        for &Dimension { units, groups, .. } in fitted.split.iter().flat_map(|(_, dimensions)| dimensions) {
+            let mut others: Vec<u64> = module
+                .blocks
+                .iter()
+                .map(|block| *first.entry((module.scope(), block.as_slice(), units)).or_insert(groups))
+                .filter(|other| *other != groups)
+                .collect();
+            others.sort_unstable();
+            others.dedup();
+            differing.extend(others.into_iter().map(|beside| GroupedDifferently {
+                module: module.name.clone(),
+                units,
+                groups,
+                beside,
+            }));
+        }
+    }
+    differing
 }
 
 /// A glob that matches all of `failing`, where they are all parts of what runs before the layers.
@@ -125,9 +184,14 @@ fn first_failing(
 }
 
 /// The sizes of a tensor-parallel group, up to the one asked for or 8, that everything divides by.
-fn sizes_that_divide(dealt: &[Dealt], request: &DecisionRequest<'_>) -> Vec<u32> {
+fn sizes_that_divide(
+    dealt: &[Dealt],
+    grouped: &[GroupedDifferently],
+    request: &DecisionRequest<'_>,
+) -> Vec<u32> {
     let copies = request.ep.map_or(1, |ep| ep.parts() / request.tp.parts());
     (1..=request.tp.parts().max(8))
+        .filter(|&tp| grouped.iter().all(|differ| differ.dealt_alike(&Shares::equal(tp))))
         .filter(|&tp| {
             dealt.iter().all(|&(segment, remainder, axis)| {
                 let ranks = if axis == Axis::Expert { tp.saturating_mul(copies) } else { tp };

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     glob::Glob,
+    graph::unwrapped,
     model::{Vocabulary, VocabularyDocument},
     quote::quote,
     unique_map::UniqueMap,
@@ -249,9 +250,7 @@ impl Family {
     /// The rules whose globs match the collapsed name `module`, in order, each with its place among the rules and its glob;
     /// of alternatives under one glob, each.
     pub fn rules_for(&self, module: &str) -> impl Iterator<Item = (usize, &str, &Rule)> {
-        // A linear layer that another class wraps.
-        let wrapped = module.strip_suffix(".linear").or_else(|| module.strip_suffix(".base_layer"));
-        let name = wrapped.unwrap_or(module);
+        let name = unwrapped(module);
         self.rules
             .iter()
             .enumerate()

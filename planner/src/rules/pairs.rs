@@ -7,7 +7,7 @@
 //! for every model. What the user's own rules say stays as it is, with a warning.
 
 use super::{fit::Fitted, role::Role};
-use crate::graph::Module;
+use crate::graph::{Module, unwrapped};
 use std::collections::BTreeMap;
 
 /// Where halves are looked for: a scope, and how many units are dealt.
@@ -20,8 +20,8 @@ struct Halves {
     inputs: bool,
 }
 
-/// Holds whole what is but half a cut. `by_user` says of each module whether the user's rules decided it, and
-/// `otherwise` what the family would have said of those.
+/// Holds whole what is but half a cut. `otherwise` is what the family would have said of each module that the user's rules
+/// decided; `None` for the others.
 pub(super) fn complete_pairs(modules: &[Module], fitted: &mut [Fitted], otherwise: &[Option<Fitted>]) {
     // What is held whole for want of its other half may have been the other half of something else.
     while replicate_halves(modules, fitted, otherwise) {}
@@ -125,8 +125,7 @@ fn units(fitted: &Fitted) -> impl Iterator<Item = u64> {
 
 /// The module's scope; of a linear layer that another class wraps, the wrapper's.
 fn scope(module: &Module) -> &str {
-    let name = module.name.strip_suffix(".linear").or_else(|| module.name.strip_suffix(".base_layer"));
-    parent(name.unwrap_or(&module.name))
+    parent(unwrapped(&module.name))
 }
 
 /// The scope around the module's.
