@@ -37,6 +37,11 @@ pub(crate) enum Command {
     /// Prints what a rank holds, as JSON
     #[command(after_help = "Example: shardwright slices plan.yaml --rank 1")]
     Slices(Slices),
+    /// Shows on which GPUs the ranks of a plan run, for CUDA_VISIBLE_DEVICES
+    #[command(
+        after_help = "Example: shardwright placement plan.yaml\n\nOn node 0: env $(shardwright placement plan.yaml --node 0) my-engine"
+    )]
+    Placement(Placement),
     /// Loads the ranks of a plan and verifies what arrived
     #[command(after_help = "Example: shardwright load plan.yaml --device host")]
     Load(Load),
@@ -66,6 +71,9 @@ pub(crate) enum Topology {
         #[arg(long)]
         json: bool,
     },
+    /// Prints the JSON Schema of topology files
+    #[command(after_help = "Example: shardwright topology schema")]
+    Schema,
     /// Shows a machine: its GPUs and how fast they reach each other
     #[command(after_help = "Example: shardwright topology show dgx-h100")]
     Show {
@@ -158,6 +166,18 @@ pub(crate) struct Explain {
     pub(crate) plan: PathBuf,
     /// Which tensors: a glob over their names
     pub(crate) glob: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Placement {
+    /// A plan, as `shardwright plan -o` writes it
+    pub(crate) plan: PathBuf,
+    /// Print the environment of this node alone, NAME=VALUE a line
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) node: Option<u32>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

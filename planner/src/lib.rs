@@ -25,6 +25,7 @@ pub mod glob;
 pub mod graph;
 pub mod mesh;
 pub mod model;
+mod nearest;
 pub mod partition;
 pub mod placement;
 pub mod plan;

@@ -2,6 +2,7 @@
 //!
 //! `serde_yaml` bounds the depth of nesting and the expansion of aliases itself; callers bound the size of the text.
 
+use crate::nearest::nearest;
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Why a text is not the YAML that was expected, with the place where the parser noticed.
@@ -26,6 +27,18 @@ impl From<serde_yaml::Error> for YamlError {
             None => text,
         };
         Self { line, column, message: shortened(&message) }
+    }
+}
+
+impl YamlError {
+    /// The word that was probably meant, where the parser names an unknown word and those it expected.
+    pub(crate) fn nearest_word(&self) -> Option<String> {
+        let (_, rest) = self
+            .message
+            .split_once("unknown field `")
+            .or_else(|| self.message.split_once("unknown variant `"))?;
+        let (word, expected) = rest.split_once("`, expected ")?;
+        nearest(word, expected.split('`').skip(1).step_by(2))
     }
 }
 

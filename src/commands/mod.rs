@@ -5,6 +5,7 @@ mod demo;
 mod explain;
 mod inspect;
 mod load;
+mod placement;
 mod plan;
 mod slices;
 mod topology;
@@ -20,6 +21,7 @@ pub(crate) fn run(command: Command, out: &mut dyn Write) -> Result<(), Failure> 
         Command::Plan(args) => plan::run(&args, out),
         Command::Check(args) => check::run(&args, out),
         Command::Explain(args) => explain::run(&args, out),
+        Command::Placement(args) => placement::run(&args, out),
         Command::Slices(args) => slices::run(&args, out),
         Command::Load(args) => load::run(&args, out),
         Command::Demo(args) => demo::run(&args, out),

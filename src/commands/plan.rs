@@ -14,17 +14,20 @@ use shardwright_planner::{
     cost::{MemoryUse, collectives, memory_per_rank},
     mesh::Mesh,
     model::CONFIG_NAME,
-    plan::Plan,
+    plan::{Groups, Plan},
     planning::{PlanRequest, Sharing, build},
     quote::escaped,
     rules::{Families, UserRules},
     size::{Size, count},
-    topology::{Bandwidth, Topology},
+    topology::{Bandwidth, EdgeKind, Topology},
 };
 use std::io::Write;
 
 /// Most ranks that are shown one by one.
 const MOST_ROWS: usize = 64;
+
+/// Most tensor-parallel groups that are named in a line.
+const MOST_SETS: usize = 4;
 
 pub(crate) fn run(args: &cli::Plan, out: &mut dyn Write) -> Result<(), Failure> {
     let catalog = Catalog::open(&args.checkpoint)?;
@@ -122,9 +125,8 @@ fn print_plan(
         escaped(machine),
         escaped(&plan.family),
     )?;
-    if let Some(path) = plan.narrowest_path {
-        let width = Bandwidth::new(path.bytes_per_second);
-        writeln!(out, "tensor-parallel groups are connected by {} at {width} or more", path.kind)?;
+    if let Some(placement) = &plan.placement {
+        print_groups(placement, out)?;
     }
     writeln!(out)?;
     print_ranks(plan, uses, out)?;
@@ -187,6 +189,41 @@ fn print_ranks(plan: &Plan, uses: &[MemoryUse], out: &mut dyn Write) -> Result<(
     Ok(())
 }
 
+/// The sets of GPUs that work on one layer, those that are equally fast in one line, and what they were preferred to.
+fn print_groups(placement: &Groups, out: &mut dyn Write) -> Result<(), Failure> {
+    let mut speeds: Vec<((EdgeKind, u64), Vec<&str>)> = Vec::new();
+    for group in &placement.groups {
+        let speed = (group.kind, group.bytes_per_second);
+        match speeds.iter_mut().find(|(other, _)| *other == speed) {
+            Some((_, sets)) => sets.push(&group.gpus),
+            None => speeds.push((speed, vec![&group.gpus])),
+        }
+    }
+    for ((kind, bytes), sets) in speeds {
+        let width = Bandwidth::new(bytes);
+        writeln!(out, "tp groups {}: all-reduce at {width} over {kind}", sets_in_words(&sets))?;
+    }
+    let Some(second) = &placement.runner_up else { return Ok(()) };
+    let width = Bandwidth::new(second.bytes_per_second);
+    let chosen: Vec<&str> = placement.groups.iter().map(|group| group.gpus.as_str()).collect();
+    let others: Vec<&str> =
+        second.gpus.iter().map(String::as_str).filter(|set| !chosen.contains(set)).collect();
+    match placement.slowest().is_some_and(|slowest| second.bytes_per_second < slowest.bytes_per_second) {
+        true => writeln!(out, "runner-up {}: at {width}", sets_in_words(&others))?,
+        false => writeln!(out, "runner-up {}: as fast", sets_in_words(&others))?,
+    }
+    Ok(())
+}
+
+/// Sets of GPUs in brackets, the first few of many.
+fn sets_in_words(sets: &[&str]) -> String {
+    let shown: Vec<String> = sets.iter().take(MOST_SETS).map(|set| format!("{{{}}}", escaped(set))).collect();
+    match sets.len().checked_sub(MOST_SETS) {
+        Some(more @ 1..) => format!("{} and {more} more", shown.join(" ")),
+        _ => shown.join(" "),
+    }
+}
+
 fn print_answer(plan: &Plan, uses: &[MemoryUse], out: &mut dyn Write) -> Result<(), Failure> {
     let largest = plan.ranks.iter().zip(uses).rev().max_by_key(|(_, used)| used.weights);
     let Some((place, used)) = largest else { return Ok(()) };
@@ -242,7 +279,7 @@ fn as_json(plan: &Plan, uses: &[MemoryUse]) -> Result<serde_json::Value, Failure
         "family": plan.family,
         "topology": plan.topology,
         "mesh": plan.mesh,
-        "narrowest_path": plan.narrowest_path,
+        "placement": plan.placement,
         "stages": plan.stages,
         "ranks": ranks,
         "collectives": collectives,

@@ -11,7 +11,7 @@ use serde_json::json;
 use shardwright_planner::{
     quote::escaped,
     size::{Size, count},
-    topology::{Topology, builtins},
+    topology::{Topology, builtins, json_schema},
 };
 use std::io::Write;
 
@@ -20,6 +20,7 @@ const MOST_IN_MATRIX: usize = 8;
 
 pub(crate) fn run(args: cli::Topology, out: &mut dyn Write) -> Result<(), Failure> {
     match args {
+        cli::Topology::Schema => print_json(out, &json_schema()),
         cli::Topology::List { json } => list(json, out),
         cli::Topology::Show { topology: name, yaml: true, .. } => {
             Ok(out.write_all(topology_text(&name)?.as_bytes())?)
@@ -40,7 +41,7 @@ fn list(as_json: bool, out: &mut dyn Write) -> Result<(), Failure> {
     }
     let rows = known.iter().map(|known| {
         let gpus = if known.name() == "host" { "any".to_owned() } else { known.gpus().len().to_string() };
-        [known.name().to_owned(), known.about().to_owned(), gpus, figures::gib(known.memory_bytes())]
+        [known.name().to_owned(), known.about().to_owned(), gpus, figures::gib(known.least_memory_bytes())]
     });
     print_table(out, &table(["topology", "about", "GPUs", "GiB each"], 2, rows))
 }
@@ -48,23 +49,27 @@ fn list(as_json: bool, out: &mut dyn Write) -> Result<(), Failure> {
 fn show(machine: &Topology, out: &mut dyn Write) -> Result<(), Failure> {
     writeln!(out, "{}: {}", escaped(machine.name()), escaped(machine.about()))?;
     let nodes = count(u64::from(machine.nodes()), "node");
-    let bandwidth = machine.memory_bandwidth().map_or(String::new(), |bandwidth| format!(" at {bandwidth}"));
-    writeln!(
-        out,
-        "{nodes} of {} {}, {} of memory each{bandwidth}",
-        machine.gpus_per_node(),
-        escaped(machine.kind()),
-        Size(machine.memory_bytes()),
-    )?;
+    writeln!(out, "{nodes} of {}", escaped(&machine.kinds_in_words()))?;
+    for kind in machine.kinds() {
+        let bandwidth = kind.memory_bandwidth.map_or(String::new(), |bandwidth| format!(" at {bandwidth}"));
+        writeln!(out, "{}: {} of memory each{bandwidth}", escaped(&kind.kind), Size(kind.memory_bytes))?;
+    }
     writeln!(out, "\nconnections of a node, one direction")?;
-    let edges = machine.edges().map(|(from, to, kind, bandwidth)| {
-        [escaped(from), escaped(to), kind.to_string(), gb_per_second(bandwidth)]
+    let names: Vec<&str> = machine.vertices().map(|vertex| vertex.name.as_str()).collect();
+    let edges = machine.edges().map(|(from, to, edge)| {
+        [
+            escaped(names[from]),
+            escaped(names[to]),
+            edge.kind.to_string(),
+            gb_per_second(edge.bytes_per_second()),
+        ]
     });
     print_table(out, &table(["from", "to", "kind", "GB/s"], 3, edges))?;
 
     let per_node = machine.gpus_per_node();
-    let width =
-        |from, to| machine.widest_path(from, to).map_or("-".to_owned(), |(width, _)| gb_per_second(width));
+    let width = |from, to| {
+        machine.widest_path(from, to).map_or("-".to_owned(), |path| gb_per_second(path.bytes_per_second))
+    };
     if (2..=MOST_IN_MATRIX).contains(&per_node) {
         writeln!(out, "\nwidest path between the GPUs of a node, GB/s")?;
         for from in 0..per_node {
@@ -79,23 +84,30 @@ fn show(machine: &Topology, out: &mut dyn Write) -> Result<(), Failure> {
 }
 
 fn show_json(machine: &Topology, out: &mut dyn Write) -> Result<(), Failure> {
+    let names: Vec<&str> = machine.vertices().map(|vertex| vertex.name.as_str()).collect();
     let edges: Vec<_> = machine
         .edges()
-        .map(|(from, to, kind, bandwidth)| {
-            json!({"from": from, "to": to, "kind": kind, "bytes_per_second": bandwidth})
+        .map(|(from, to, edge)| {
+            json!({
+                "from": names[from],
+                "to": names[to],
+                "kind": edge.kind,
+                "count": edge.count,
+                "bytes_per_second": edge.bytes_per_second(),
+                "latency_ns": edge.latency_ns,
+            })
         })
         .collect();
     let gpus: Vec<_> = machine
         .gpus()
         .iter()
-        .map(|gpu| json!({"name": gpu.name, "node": gpu.node, "index": gpu.index, "kind": gpu.kind}))
+        .map(|gpu| json!({"name": gpu.name, "node": gpu.node, "index": gpu.index, "kind": machine.kinds()[gpu.kind].kind, "memory_bytes": machine.kinds()[gpu.kind].memory_bytes}))
         .collect();
     print_json(
         out,
         &json!({
             "name": machine.name(),
             "about": machine.about(),
-            "memory_bytes": machine.memory_bytes(),
             "gpus": gpus,
             "node_connections": edges,
         }),

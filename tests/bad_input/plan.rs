@@ -92,6 +92,7 @@ fn a_rank_listed_twice_is_refused() {
 #[test]
 fn two_ranks_on_one_gpu_are_named() {
     edited("gpu: gpu1", "gpu: gpu0", &["ranks 0 and 1", "`gpu0`"]);
+    edited("device: 1", "device: 0", &["ranks 0 and 1", "`gpu1`"]);
 }
 
 #[test]

@@ -3,15 +3,17 @@
 use crate::support::{command, finish, fixture, shardwright, text};
 use tempfile::TempDir;
 
-const COMMANDS: [&[&str]; 10] = [
+const COMMANDS: [&[&str]; 12] = [
     &["inspect"],
     &["topology"],
     &["topology", "list"],
+    &["topology", "schema"],
     &["topology", "show"],
     &["plan"],
     &["check"],
     &["explain"],
     &["slices"],
+    &["placement"],
     &["load"],
     &["demo"],
 ];

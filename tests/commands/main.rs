@@ -6,6 +6,7 @@ mod explain;
 mod help;
 mod json;
 mod large;
+mod placement;
 mod plan;
 #[path = "../support/mod.rs"]
 mod support;

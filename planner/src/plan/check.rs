@@ -35,6 +35,7 @@ impl Plan {
             return Err(PlanError::Version { found: self.shardwright_plan, known: PLAN_VERSION });
         }
         self.check_ranks()?;
+        self.check_groups()?;
         self.check_weights()?;
         self.check_stages()?;
         let count = self.tensors.iter().map(TensorGroup::count).fold(0, u64::saturating_add);
@@ -74,12 +75,23 @@ impl Plan {
             return Err(PlanError::Ranks { found: self.ranks.len(), mesh: self.mesh });
         }
         let mut on: HashMap<&str, u32> = HashMap::new();
+        let mut by_number: HashMap<(u32, u32), u32> = HashMap::new();
         for place in &self.ranks {
-            if let Some(first) = on.insert(&place.gpu, place.rank) {
+            let same_name = on.insert(&place.gpu, place.rank);
+            if let Some(first) = same_name.or(by_number.insert((place.node, place.device), place.rank)) {
                 return Err(PlanError::SharedGpu { first, second: place.rank, gpu: place.gpu.clone() });
             }
         }
         Ok(())
+    }
+
+    fn check_groups(&self) -> Result<(), PlanError> {
+        let Some(placement) = &self.placement else { return Ok(()) };
+        let groups = self.mesh.pp() * self.mesh.dp();
+        match placement.groups.len() == groups as usize {
+            true => Ok(()),
+            false => Err(PlanError::Groups { found: placement.groups.len(), mesh: self.mesh }),
+        }
     }
 
     fn check_weights(&self) -> Result<(), PlanError> {
@@ -210,7 +222,7 @@ family: llama
 topology: host
 mesh: { tp: 1, pp: 1, dp: 1 }
 stages: [{ start: 0, stop: 1 }]
-ranks: [{ rank: 0, gpu: gpu0, kind: host, memory_bytes: 1 }]
+ranks: [{ rank: 0, gpu: gpu0, node: 0, device: 0, kind: host, memory_bytes: 1 }]
 tensors:
 - { names: [a.w], dtype: F4, shape: [8, 8], role: column-parallel, stage: every, partition: { split: { dim: 1, segments: [{ groups: 4, unit: 2 }] } }, why: x }
 ";
@@ -234,7 +246,9 @@ tensors:
         let segments = "{ groups: 1 }, ".repeat(300);
         let world = 65_536;
         let ranks: Vec<String> = (0..world)
-            .map(|rank| format!("{{ rank: {rank}, gpu: g{rank}, kind: x, memory_bytes: 1 }}"))
+            .map(|rank| {
+                format!("{{ rank: {rank}, gpu: g{rank}, node: 0, device: {rank}, kind: x, memory_bytes: 1 }}")
+            })
             .collect();
         let text = edited("llama", "llama").unwrap().to_yaml().unwrap();
         let text = text.replace("  tp: 1", &format!("  tp: {world}"));
@@ -252,6 +266,15 @@ tensors:
             assert!(matches!(wrong, Err(PlanError::Weights { tp: 1, .. })), "{wrong:?}");
         }
         assert!(edited("stages:", "weights: [7]\nstages:").is_ok());
+    }
+
+    #[test]
+    fn groups_are_placed_one_for_each() {
+        let group = "{ gpus: gpu0, kind: nvlink, bytes_per_second: 1, hop_latency_ns: 1 }";
+        let placed =
+            |groups: &str| edited("stages:", &format!("placement: {{ groups: [{groups}] }}\nstages:"));
+        assert!(placed(group).is_ok());
+        assert!(matches!(placed(&format!("{group}, {group}")), Err(PlanError::Groups { found: 2, .. })));
     }
 
     #[test]

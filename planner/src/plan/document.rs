@@ -40,9 +40,9 @@ pub struct Plan {
     /// What each rank of a tensor-parallel group is to hold, in proportion to the others; empty where all hold alike.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub weights: Vec<u32>,
-    /// The narrowest path between two GPUs of one tensor-parallel group; absent for groups of one.
+    /// Where the tensor-parallel groups are; absent for groups of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub narrowest_path: Option<PathWidth>,
+    pub placement: Option<Groups>,
     /// The layers of each pipeline stage.
     pub stages: Vec<LayerRange>,
     /// Where each rank runs, in the order of the ranks.
@@ -76,14 +76,46 @@ pub struct FileIdentity {
     pub header_sha256: String,
 }
 
-/// How wide a path between two GPUs is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// The sets of GPUs that tensor-parallel groups run on, and what they were preferred to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PathWidth {
-    /// What its narrowest part is.
+pub struct Groups {
+    /// In the order of the ranks.
+    pub groups: Vec<GroupPlace>,
+    /// The next best choice for the groups of the first node, where there is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runner_up: Option<RunnerUpGroups>,
+}
+
+/// The GPUs of a tensor-parallel group, and what connects them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupPlace {
+    /// `gpu0-3`, or `node1/gpu0-7`.
+    pub gpus: String,
+    /// What the narrowest part of its rings is.
     pub kind: EdgeKind,
-    /// In one direction.
+    /// What each GPU sends to the next: the bus bandwidth of an all-reduce.
     pub bytes_per_second: u64,
+    /// From one GPU to the next, at most.
+    pub hop_latency_ns: u64,
+}
+
+/// Sets of GPUs that were not chosen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunnerUpGroups {
+    /// `gpu0-3`, one for each group.
+    pub gpus: Vec<String>,
+    /// The bus bandwidth of an all-reduce in the slowest of them.
+    pub bytes_per_second: u64,
+}
+
+impl Groups {
+    /// The slowest of the groups.
+    pub fn slowest(&self) -> Option<&GroupPlace> {
+        self.groups.iter().min_by_key(|group| group.bytes_per_second)
+    }
 }
 
 /// A run of layers, `start..stop`.
@@ -104,6 +136,11 @@ pub struct RankPlace {
     pub rank: u32,
     /// Name of its GPU in the topology.
     pub gpu: String,
+    /// The node that it is in.
+    pub node: u32,
+    /// The GPU's number in its node, in the order of PCI addresses: what `CUDA_VISIBLE_DEVICES` names under
+    /// `CUDA_DEVICE_ORDER=PCI_BUS_ID`.
+    pub device: u32,
     /// What kind of GPU that is.
     pub kind: String,
     /// Bytes of the memory it loads into.

@@ -110,6 +110,14 @@ pub enum PlanError {
         /// Ranks in a tensor-parallel group.
         tp: u32,
     },
+    /// Not one place for each tensor-parallel group.
+    #[error("the plan places {found} tensor-parallel groups, but tp {}, pp {}, dp {} have {}", mesh.tp(), mesh.pp(), mesh.dp(), mesh.pp() * mesh.dp())]
+    Groups {
+        /// How many it places.
+        found: usize,
+        /// The axes.
+        mesh: Mesh,
+    },
     /// A tensor that goes to a rank by a number that its name does not have.
     #[error("{} goes to a rank by number {number} in its name, which is no number below {of}", quote(name))]
     NoNumber {

@@ -12,7 +12,8 @@ mod slices;
 
 pub use check::MAX_TENSORS;
 pub use document::{
-    CheckpointIdentity, FileIdentity, LayerRange, PLAN_VERSION, PathWidth, Plan, RankPlace, TensorGroup,
+    CheckpointIdentity, FileIdentity, GroupPlace, Groups, LayerRange, PLAN_VERSION, Plan, RankPlace,
+    RunnerUpGroups, TensorGroup,
 };
 pub use error::{PlanError, StaleError};
 pub use slices::{GroupSlices, RankTensor};

@@ -9,21 +9,22 @@ mod warnings;
 use self::stages::balance;
 use crate::{
     checkpoint::Catalog,
-    cost::{FitError, check_fit},
+    cost::{FitError, check_fit, memory_per_rank},
     graph::{Module, modules},
     mesh::Mesh,
     model::{Config, ModelSpec},
     partition::{Partition, Shares},
-    placement::{Placement, PlacementError, group_path, place},
+    placement::{Placement, PlacementError, place},
     plan::{
-        CheckpointIdentity, LayerRange, PLAN_VERSION, PathWidth, Plan, PlanError, RankPlace, TensorGroup,
+        CheckpointIdentity, GroupPlace, Groups, LayerRange, PLAN_VERSION, Plan, PlanError, RankPlace,
+        RunnerUpGroups, TensorGroup,
     },
     quantisation::Quantisation,
     rules::{Decision, DecisionRequest, Families, Family, Role, RuleError, StageRule, UserRules, decide},
     size::Size,
-    topology::Topology,
+    topology::{Ring, Topology},
 };
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 
 /// What a plan is made of.
 #[derive(Debug, Clone, Copy)]
@@ -154,21 +155,6 @@ fn decided(request: &PlanRequest<'_>) -> Result<Plan, BuildError> {
     })?;
     spec.layers = decisions.layers;
     let stages = balanced_stages(&modules, &decisions.of_modules, spec.layers, mesh)?;
-    let placement = place(topology, mesh)?;
-    let path_in_groups = narrowest_path(topology, mesh, &placement);
-
-    let ranks = (0..mesh.world_size())
-        .map(|rank| {
-            let gpu = &topology.gpus()[placement.gpu_of_rank(rank)];
-            RankPlace {
-                rank,
-                gpu: gpu.name.clone(),
-                kind: gpu.kind.clone(),
-                memory_bytes: topology.memory_bytes(),
-                memory_pool: topology.shared_pool(gpu),
-            }
-        })
-        .collect();
     let mut plan = Plan {
         shardwright_plan: PLAN_VERSION,
         checkpoint: CheckpointIdentity::of(catalog, path),
@@ -177,9 +163,9 @@ fn decided(request: &PlanRequest<'_>) -> Result<Plan, BuildError> {
         topology: topology.name().to_owned(),
         mesh,
         weights: if tp.are_equal() { Vec::new() } else { weights.clone() },
-        narrowest_path: path_in_groups,
+        placement: None,
         stages,
-        ranks,
+        ranks: Vec::new(),
         tensors: modules
             .iter()
             .zip(&decisions.of_modules)
@@ -187,11 +173,19 @@ fn decided(request: &PlanRequest<'_>) -> Result<Plan, BuildError> {
             .collect(),
         warnings: Vec::new(),
     };
+    // Only unequal GPUs must be chosen by what they hold.
+    let needs: Vec<u64> = match topology.kinds().len() {
+        1 => Vec::new(),
+        _ => memory_per_rank(&plan)?.iter().map(|used| used.weights).collect(),
+    };
+    let placement = place(topology, mesh, &needs)?;
+    plan.ranks = (0..mesh.world_size()).map(|rank| place_of(rank, topology, &placement)).collect();
+    plan.placement = groups(topology, mesh, &placement);
     plan.check()?;
     let mut all = warnings::of_family(&family, &plan.model);
     all.extend(warnings::of_decisions(&modules, &decisions.of_modules, &plan)?);
     all.extend(warnings::of_catalog(catalog));
-    all.extend(path_in_groups.and_then(|path| warnings::of_path(topology, mesh, path)));
+    all.extend(warnings::of_placement(topology, &plan));
     plan.warnings = all;
     Ok(plan)
 }
@@ -234,7 +228,7 @@ fn what_would_fit(request: &PlanRequest<'_>) -> String {
         }
     }
     let total = catalog.tensor_bytes().saturating_mul(u64::from(mesh.dp()));
-    let memory = topology.memory_bytes();
+    let memory = topology.least_memory_bytes();
     if shared {
         return format!(
             "{} of weights need a machine with more memory than {}; `shardwright topology list` names some",
@@ -250,13 +244,47 @@ fn what_would_fit(request: &PlanRequest<'_>) -> String {
     )
 }
 
-/// The narrowest of all paths inside tensor-parallel groups.
-fn narrowest_path(topology: &Topology, mesh: Mesh, placement: &Placement) -> Option<PathWidth> {
-    (0..mesh.world_size())
-        .step_by(mesh.tp() as usize)
-        .filter_map(|rank| group_path(topology, mesh, placement, rank))
-        .min_by_key(|(bandwidth, _)| *bandwidth)
-        .map(|(bytes_per_second, kind)| PathWidth { kind, bytes_per_second })
+fn place_of(rank: u32, topology: &Topology, placement: &Placement) -> RankPlace {
+    let gpu = &topology.gpus()[placement.gpu_of_rank(rank)];
+    let kind = topology.kind_of(placement.gpu_of_rank(rank));
+    RankPlace {
+        rank,
+        gpu: gpu.name.clone(),
+        node: gpu.node,
+        device: gpu.index,
+        kind: kind.kind.clone(),
+        memory_bytes: kind.memory_bytes,
+        memory_pool: topology.shared_pool(gpu),
+    }
+}
+
+/// Where the tensor-parallel groups are, as a plan says it.
+fn groups(topology: &Topology, mesh: Mesh, placement: &Placement) -> Option<Groups> {
+    // Nodes are alike: a set of one is as fast as the same set of another.
+    let mut known: HashMap<Vec<usize>, Ring> = HashMap::new();
+    let per_node = topology.gpus_per_node();
+    let mut of_set = |gpus: &[usize]| {
+        let first = gpus[0] / per_node * per_node;
+        let set: Vec<usize> = gpus.iter().map(|gpu| gpu.wrapping_sub(first)).collect();
+        let in_one_node = gpus.iter().all(|gpu| gpu / per_node * per_node == first);
+        let ring = match known.get(&set).filter(|_| in_one_node) {
+            Some(ring) => ring.clone(),
+            None => topology.ring(gpus)?,
+        };
+        known.entry(set).or_insert_with(|| ring.clone());
+        Some(GroupPlace {
+            gpus: topology.names_of(gpus),
+            kind: ring.kind,
+            bytes_per_second: ring.bytes_per_second,
+            hop_latency_ns: ring.hop_latency_ns,
+        })
+    };
+    let groups: Option<Vec<GroupPlace>> = placement.groups(mesh).map(&mut of_set).collect();
+    let runner_up = placement.runner_up().map(|second| RunnerUpGroups {
+        gpus: second.groups.iter().map(|group| topology.names_of(group)).collect(),
+        bytes_per_second: second.bytes_per_second,
+    });
+    Some(Groups { groups: groups?, runner_up })
 }
 
 /// The tensors of a module as a plan writes them, the weight before the others.

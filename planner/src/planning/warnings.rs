@@ -3,10 +3,9 @@
 use crate::{
     checkpoint::Catalog,
     graph::{Module, Parameter},
-    mesh::Mesh,
     model::ModelSpec,
     partition::Partition,
-    plan::{PathWidth, Plan, PlanError},
+    plan::{Plan, PlanError},
     quote::quote,
     rules::{Decision, Family},
     size::{Size, count},
@@ -22,17 +21,20 @@ pub(super) fn of_catalog(catalog: &Catalog) -> Option<String> {
 }
 
 /// Says so when a tensor-parallel group is worse connected than GPUs of the machine can be.
-pub(super) fn of_path(topology: &Topology, mesh: Mesh, path: PathWidth) -> Option<String> {
-    let widest = (1..topology.gpus_per_node()).filter_map(|gpu| topology.widest_path(0, gpu)).max()?;
-    (path.bytes_per_second < widest.0).then(|| {
+pub(super) fn of_placement(topology: &Topology, plan: &Plan) -> Option<String> {
+    let slowest = plan.placement.as_ref()?.slowest()?;
+    let widest = (1..topology.gpus_per_node())
+        .filter_map(|gpu| topology.widest_path(0, gpu))
+        .max_by_key(|path| path.bytes_per_second)?;
+    (slowest.bytes_per_second < widest.bytes_per_second).then(|| {
         let wide = |bytes: u64| Bandwidth::new(bytes).to_string();
         format!(
             "tp {} groups reach over {} at {} where neighbours have {} at {}: every all-reduce waits for it",
-            mesh.tp(),
-            path.kind,
-            wide(path.bytes_per_second),
-            widest.1,
-            wide(widest.0)
+            plan.mesh.tp(),
+            slowest.kind,
+            wide(slowest.bytes_per_second),
+            widest.kind,
+            wide(widest.bytes_per_second)
         )
     })
 }

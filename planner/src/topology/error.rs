@@ -1,102 +1,153 @@
 //! What can be wrong with a topology.
 
-use super::schema::{MAX_GPUS, MAX_GPUS_PER_NODE, MAX_PARTS};
-use crate::quote::quote;
+use super::schema::{MAX_COUNT, MAX_EDGES, MAX_GPUS, MAX_GPUS_PER_NODE, MAX_PARTS};
+use crate::{quote::quote, yaml::YamlError};
 
 /// Why a text is no topology.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum TopologyError {
+#[error("{origin}: {problem}")]
+pub struct TopologyError {
+    /// The file or the built-in's name.
+    pub origin: String,
+    /// What is wrong.
+    pub problem: TopologyProblem,
+}
+
+/// What is wrong with a topology.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TopologyProblem {
     /// Not YAML, an unknown key, or an impossible value.
-    #[error("{origin}: line {line}, column {column}: {reason}")]
+    #[error("line {line}, column {column}: {reason}")]
     Malformed {
-        /// The file or the built-in's name.
-        origin: String,
         /// Line, 0 when it is not known.
         line: usize,
         /// Column, 0 when it is not known.
         column: usize,
         /// What the parser says.
         reason: String,
+        /// The word that was probably meant.
+        nearest: Option<String>,
     },
     /// No GPUs, or more than are planned for.
     #[error(
-        "{origin}: {nodes} nodes of {gpus} GPUs: both are at least 1, a node has at most {MAX_GPUS_PER_NODE} GPUs and all together {MAX_GPUS}"
+        "{nodes} nodes of {gpus} GPUs: both are at least 1, a node has at most {MAX_GPUS_PER_NODE} GPUs and all together {MAX_GPUS}"
     )]
     Size {
-        /// The file or the built-in's name.
-        origin: String,
         /// Nodes.
         nodes: u32,
         /// GPUs of each.
         gpus: u32,
     },
     /// More hubs or links than any node has.
-    #[error("{origin}: {count} {what}, more than {MAX_PARTS}")]
+    #[error("{count} {what}, more than {MAX_PARTS}")]
     TooMany {
-        /// The file or the built-in's name.
-        origin: String,
         /// How many.
         count: usize,
         /// What of.
         what: &'static str,
     },
+    /// More connections than any node has.
+    #[error("more than {MAX_EDGES} connections in a node")]
+    TooManyConnections,
+    /// No connection, or absurdly many side by side.
+    #[error("{} has {count} connections side by side, not 1 to {MAX_COUNT}", quote(name))]
+    Connections {
+        /// What has them.
+        name: String,
+        /// How many.
+        count: u32,
+    },
     /// A name that nothing has.
-    #[error("{origin}: {} is named, but there is no such GPU or hub", quote(name))]
+    #[error("{} is named, but there is no such GPU, hub or network card", quote(name))]
     UnknownName {
-        /// The file or the built-in's name.
-        origin: String,
         /// The name.
         name: String,
         /// The nearest that exists.
         nearest: Option<String>,
     },
     /// Two hubs with one name, or a hub named like a GPU.
-    #[error("{origin}: the name {} is given twice", quote(name))]
+    #[error("the name {} is given twice", quote(name))]
     NameTwice {
-        /// The file or the built-in's name.
-        origin: String,
         /// The name.
         name: String,
     },
-    /// A hub that says which GPUs are plugged into it, but not how fast, or the other way round.
-    #[error("{origin}: hub {} needs both `gpus` and `bandwidth`, or neither", quote(hub))]
-    HalfConnected {
-        /// The file or the built-in's name.
-        origin: String,
+    /// A kind of GPU that is not in the list of known ones, and whose memory the file does not say.
+    #[error("GPU kind {} is not one of those known, so the file must say its `memory`", quote(kind))]
+    UnknownGpu {
+        /// The kind.
+        kind: String,
+        /// The nearest that is known.
+        nearest: Option<String>,
+    },
+    /// Several kinds of GPUs that do not tell for each GPU which it is.
+    #[error("which kind is gpu{gpu}? each kind needs `gpus`, and every GPU one kind")]
+    KindOfGpu {
+        /// The first GPU of no kind or of two.
+        gpu: u32,
+    },
+    /// A hub that says which GPUs are plugged into it, but not how fast.
+    #[error("hub {} needs a `bandwidth` for what is plugged into it", quote(hub))]
+    NoBandwidth {
         /// The hub.
         hub: String,
     },
+    /// A hub that no node has.
+    #[error("hub {} spans 0 nodes: it is shared by 1 or more", quote(hub))]
+    SpansNothing {
+        /// The hub.
+        hub: String,
+    },
+    /// Numbers of things that cannot be dealt to each other.
+    #[error("{} {of} cannot be dealt evenly to the {} of {}", dealt.0, dealt.1, quote(to))]
+    NotDealt {
+        /// What is to be dealt.
+        of: &'static str,
+        /// To whom.
+        to: String,
+        /// How many of each.
+        dealt: (usize, usize),
+    },
     /// A thing connected to itself.
-    #[error("{origin}: {} is linked to itself", quote(name))]
+    #[error("{} is connected to itself", quote(name))]
     SelfLink {
-        /// The file or the built-in's name.
-        origin: String,
         /// The thing.
         name: String,
     },
+    /// A hub that is plugged into itself over others.
+    #[error("hub {} is plugged into itself, over what it is `on`", quote(name))]
+    Cycle {
+        /// The hub.
+        name: String,
+    },
+    /// A link that says neither or both of what it connects.
+    #[error("a {kind} link needs either `between` two names or `among` several")]
+    LinkEnds {
+        /// Its kind.
+        kind: String,
+    },
     /// GPUs that no path connects.
-    #[error("{origin}: no path connects {} and {}", quote(from), quote(to))]
+    #[error("no path connects {} and {}", quote(from), quote(to))]
     Unconnected {
-        /// The file or the built-in's name.
-        origin: String,
         /// One GPU.
         from: String,
         /// The other.
         to: String,
     },
     /// Several nodes, and nothing between them.
-    #[error("{origin}: {nodes} nodes, but no `network` that connects them")]
+    #[error("{nodes} nodes, but no `network` that connects every GPU with the other nodes")]
     NoNetwork {
-        /// The file or the built-in's name.
-        origin: String,
         /// Nodes.
         nodes: u32,
     },
+    /// A network that nothing is plugged into, or of unknown speed.
+    #[error("the network needs {missing}")]
+    NetworkWithout {
+        /// What it lacks.
+        missing: &'static str,
+    },
     /// `detected` where nothing was detected.
-    #[error("{origin}: `{key}` is `detected`, which only means something on the machine that ranks run on")]
+    #[error("`{key}` is `detected`, which only means something on the machine that ranks run on")]
     NotDetected {
-        /// The file or the built-in's name.
-        origin: String,
         /// The key.
         key: &'static str,
     },
@@ -105,16 +156,27 @@ pub enum TopologyError {
 impl TopologyError {
     /// What the reader can do about it.
     pub fn help(&self) -> Option<String> {
-        let help = match self {
-            Self::UnknownName { nearest: Some(nearest), .. } => {
+        use TopologyProblem::{Cycle, Malformed, NoNetwork, Unconnected, UnknownGpu, UnknownName};
+        let help = match &self.problem {
+            UnknownName { nearest: Some(nearest), .. }
+            | UnknownGpu { nearest: Some(nearest), .. }
+            | Malformed { nearest: Some(nearest), .. } => {
                 return Some(format!("did you mean {}", quote(nearest)));
             }
-            Self::NoNetwork { .. } => "add `network: { kind: …, bandwidth: …, via: [HUB] }`",
-            Self::Unconnected { .. } => "plug both into hubs that links connect",
+            NoNetwork { .. } => "add network cards (`nics`) and `network: { kind: … }`",
+            Unconnected { .. } => "plug both into hubs that links connect",
+            Cycle { .. } => "hubs form a tree: each is on one nearer to the CPU",
             _ => {
                 "the schema is described in topologies/README.md; `shardwright topology show dgx-h100 --yaml` prints an example"
             }
         };
         Some(help.to_owned())
+    }
+}
+
+impl From<YamlError> for TopologyProblem {
+    fn from(error: YamlError) -> Self {
+        let nearest = error.nearest_word();
+        Self::Malformed { line: error.line, column: error.column, reason: error.message, nearest }
     }
 }

@@ -1,35 +1,41 @@
-//! The graph of a node, and what follows from it for every pair of GPUs.
+//! The graph of a node, and what follows from it for GPUs of the whole machine.
 
 use super::{
-    HostFacts,
-    error::TopologyError,
-    quantity::Bandwidth,
-    schema::{Count, Document, EdgeKind, Link, MAX_GPUS, MAX_GPUS_PER_NODE, MAX_PARTS, Memory},
+    names::runs,
+    paths::{Path, Reach},
+    quantity::{Bandwidth, FlopRate},
+    schema::{EdgeKind, HubKind, NumberKind},
 };
-use crate::yaml;
 use petgraph::{
     graph::{NodeIndex, UnGraph},
     visit::EdgeRef,
 };
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
 
 /// A machine: nodes of one kind, each with GPUs and what connects them.
 #[derive(Debug)]
 pub struct Topology {
-    name: String,
-    about: String,
-    kind: String,
-    shared_memory: bool,
-    memory_bytes: u64,
-    memory_bandwidth: Option<Bandwidth>,
-    nodes: u32,
-    gpus: Vec<Gpu>,
-    /// One node: its GPUs first, then its hubs, then the network if there is one.
-    graph: UnGraph<String, Edge>,
-    /// Widest path between the GPUs of a node, `from * gpus_per_node + to`.
-    within: Vec<Path>,
-    /// Widest path from each GPU of a node to the network.
-    outward: Vec<Option<Path>>,
+    pub(super) name: String,
+    pub(super) about: String,
+    pub(super) kinds: Vec<GpuKind>,
+    pub(super) shared_memory: bool,
+    pub(super) nodes: u32,
+    pub(super) gpus: Vec<Gpu>,
+    pub(super) node: Node,
+    pub(super) network: Option<String>,
+}
+
+/// What a GPU of some kind has.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GpuKind {
+    /// Its name.
+    pub kind: String,
+    /// Bytes of memory of each GPU, or of the memory that all GPUs of a node share.
+    pub memory_bytes: u64,
+    /// How fast a GPU reads its own memory, where that is known.
+    pub memory_bandwidth: Option<Bandwidth>,
+    /// Dense operations per second by type of number, where they are known.
+    pub flops: BTreeMap<NumberKind, FlopRate>,
 }
 
 /// A GPU of the machine.
@@ -39,48 +45,78 @@ pub struct Gpu {
     pub name: String,
     /// Which node it is in.
     pub node: u32,
-    /// Its number in the node.
+    /// Its number in the node: its place in the order of PCI addresses, as `nvidia-smi` numbers GPUs.
     pub index: u32,
-    /// What kind it is.
-    pub kind: String,
+    /// Which of [`Topology::kinds`] it is.
+    pub kind: usize,
 }
 
+/// One node: its GPUs first, then its hubs, its network cards, and the network if there is one.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) graph: UnGraph<Vertex, Edge>,
+    pub(super) gpus: usize,
+    /// What leads out of the node: hubs that several nodes share, then the network.
+    pub(super) outside: Vec<Outside>,
+    /// From each GPU of the node to all vertices.
+    pub(super) reach: Vec<Reach>,
+}
+
+/// A thing in a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vertex {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub kind: VertexKind,
+    /// The operating system's number of its NUMA node, where the file says so.
+    pub numa: Option<u32>,
+    /// How many nodes in a row share it.
+    pub spans: u32,
+}
+
+/// What a thing in a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Edge {
-    kind: EdgeKind,
-    bandwidth: u64,
+pub enum VertexKind {
+    /// A GPU.
+    Gpu,
+    /// A hub.
+    Hub(HubKind),
+    /// A network card.
+    Nic,
+    /// What connects nodes.
+    Network,
 }
 
-/// The widest way from one GPU to another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Path {
-    /// Bytes per second of the narrowest edge.
-    bandwidth: u64,
-    /// The kind of that edge.
-    kind: EdgeKind,
+/// A connection between two things of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Edge {
+    /// What it is.
+    pub kind: EdgeKind,
+    /// How many side by side.
+    pub count: u32,
+    /// Of one, in one direction.
+    pub each: u64,
+    /// How long the first byte takes.
+    pub latency_ns: u64,
+}
+
+impl Edge {
+    /// Bytes per second of all side by side, in one direction.
+    pub fn bytes_per_second(&self) -> u64 {
+        self.each.saturating_mul(u64::from(self.count))
+    }
+}
+
+/// A vertex over which GPUs of several nodes reach each other.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outside {
+    pub(super) vertex: NodeIndex,
+    /// How many nodes in a row share it.
+    pub(super) spans: u32,
 }
 
 impl Topology {
-    /// Parses `text`; `origin` is the file or the built-in's name, for messages. `nodes` replaces the number of nodes.
-    ///
-    /// # Errors
-    /// [`TopologyError`] names the origin, and the place, the name or the figures.
-    pub fn parse(
-        text: &str,
-        origin: &str,
-        nodes: Option<u32>,
-        host: Option<HostFacts>,
-    ) -> Result<Self, TopologyError> {
-        let mut document: Document = yaml::from_str(text).map_err(|error| TopologyError::Malformed {
-            origin: origin.to_owned(),
-            line: error.line,
-            column: error.column,
-            reason: error.message,
-        })?;
-        document.nodes = nodes.unwrap_or(document.nodes);
-        Builder { origin, host, document }.build()
-    }
-
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
@@ -103,22 +139,32 @@ impl Topology {
 
     /// GPUs of each node.
     pub fn gpus_per_node(&self) -> usize {
-        self.outward.len()
+        self.node.gpus
     }
 
-    /// What kind the GPUs are.
-    pub fn kind(&self) -> &str {
-        &self.kind
+    /// The kinds of its GPUs. Never empty.
+    pub fn kinds(&self) -> &[GpuKind] {
+        &self.kinds
     }
 
-    /// Bytes of memory of each GPU, or of the memory that all GPUs of a node share.
-    pub fn memory_bytes(&self) -> u64 {
-        self.memory_bytes
+    /// What the GPU at `gpu` in [`Topology::gpus`] is.
+    pub fn kind_of(&self, gpu: usize) -> &GpuKind {
+        &self.kinds[self.gpus[gpu].kind]
     }
 
-    /// How fast a GPU reads its own memory, where the file says so.
-    pub fn memory_bandwidth(&self) -> Option<Bandwidth> {
-        self.memory_bandwidth
+    /// The kinds for people: `8 H100 SXM5 80GB`, or `2 RTX 4090 and 1 RTX 3090`, of one node.
+    pub fn kinds_in_words(&self) -> String {
+        let of_node = &self.gpus[..self.gpus_per_node()];
+        let words: Vec<String> = (0..self.kinds.len())
+            .map(|kind| (of_node.iter().filter(|gpu| gpu.kind == kind).count(), &self.kinds[kind].kind))
+            .map(|(count, kind)| format!("{count} {kind}"))
+            .collect();
+        words.join(" and ")
+    }
+
+    /// Bytes of memory of the smallest GPU, or of the memory that all GPUs of a node share.
+    pub fn least_memory_bytes(&self) -> u64 {
+        self.kinds.iter().map(|kind| kind.memory_bytes).min().unwrap_or(0)
     }
 
     /// The name of the memory that `gpu` shares with the others of its node, if it does.
@@ -129,232 +175,125 @@ impl Topology {
         })
     }
 
-    /// Bytes per second, in one direction, of the widest path between two GPUs by their place in [`Topology::gpus`], and the
-    /// kind of its narrowest edge. GPUs forward nothing: paths lead over hubs only. `None` for a GPU and itself.
-    pub fn widest_path(&self, a: usize, b: usize) -> Option<(u64, EdgeKind)> {
+    /// What connects nodes, for people, where there is anything.
+    pub fn network(&self) -> Option<&str> {
+        self.network.as_deref()
+    }
+
+    /// The things of a node: its GPUs first, then its hubs, its network cards, and the network.
+    pub fn vertices(&self) -> impl Iterator<Item = &Vertex> {
+        self.node.graph.node_weights()
+    }
+
+    /// Every connection of a node, as places in [`Topology::vertices`], in the order of the file.
+    pub fn edges(&self) -> impl Iterator<Item = (usize, usize, Edge)> {
+        self.node
+            .graph
+            .edge_references()
+            .map(|edge| (edge.source().index(), edge.target().index(), *edge.weight()))
+    }
+
+    /// The widest path between two GPUs by their place in [`Topology::gpus`], and of those the one of least latency. GPUs
+    /// forward nothing: paths lead over hubs only. `None` for a GPU and itself.
+    pub fn widest_path(&self, a: usize, b: usize) -> Option<Path> {
         let per_node = self.gpus_per_node();
-        if a == b {
-            return None;
+        let ((node_a, a), (node_b, b)) = ((a / per_node, a % per_node), (b / per_node, b % per_node));
+        if node_a == node_b {
+            return self.node.reach[a].path(b);
         }
-        if a / per_node == b / per_node {
-            let path = self.within[a % per_node * per_node + b % per_node];
-            return Some((path.bandwidth, path.kind));
-        }
-        let path = self.outward[a % per_node]?.min(self.outward[b % per_node]?);
-        Some((path.bandwidth, path.kind))
+        let shared = self.node.outside.iter().filter(|outside| {
+            let span = outside.spans as usize;
+            node_a / span == node_b / span
+        });
+        let paths = shared.filter_map(|outside| {
+            let out = |gpu: usize| self.node.reach[gpu].path(outside.vertex.index());
+            Some(out(a)?.then(out(b)?))
+        });
+        paths.max_by_key(Path::order)
     }
 
-    /// Every connection of a node, as `(from, to, kind, bytes per second)`.
-    pub fn edges(&self) -> impl Iterator<Item = (&str, &str, EdgeKind, u64)> {
-        self.graph.edge_references().map(|edge| {
-            let (from, to) = (&self.graph[edge.source()], &self.graph[edge.target()]);
-            (from.as_str(), to.as_str(), edge.weight().kind, edge.weight().bandwidth)
-        })
-    }
-}
-
-/// Turns a document into a topology, checking it.
-struct Builder<'a> {
-    origin: &'a str,
-    host: Option<HostFacts>,
-    document: Document,
-}
-
-impl Builder<'_> {
-    fn build(self) -> Result<Topology, TopologyError> {
-        let document = &self.document;
-        let (per_node, memory_bytes) = (self.gpus_per_node()?, self.memory_bytes()?);
-        for (count, what) in [(document.hubs.len(), "hubs"), (document.links.len(), "links")] {
-            if count > MAX_PARTS {
-                return Err(TopologyError::TooMany { origin: self.origin(), count, what });
+    /// GPUs that reach each other over NVLink or xGMI alone, by their places in [`Topology::gpus`]; only those of two or more.
+    pub fn fabric_domains(&self) -> Vec<Vec<usize>> {
+        let per_node = self.gpus_per_node();
+        let fabric = |path: Option<Path>| path.is_some_and(|path| path.kind.is_gpu_fabric());
+        // Of a node: paths lead both ways, so whoever is reached from the first of a set reaches it. GPUs forward nothing, so a
+        // set grows by what any of its members reaches.
+        let mut left: Vec<usize> = (0..per_node).collect();
+        let mut of_node: Vec<Vec<usize>> = Vec::new();
+        while let Some(first) = left.first().copied() {
+            let mut set = vec![first];
+            left.remove(0);
+            let mut looked_at = 0;
+            while let Some(&from) = set.get(looked_at) {
+                let (near, far): (Vec<usize>, Vec<usize>) =
+                    left.iter().partition(|&&to| fabric(self.node.reach[from].path(to)));
+                set.extend(near);
+                left = far;
+                looked_at += 1;
             }
+            set.sort_unstable();
+            of_node.push(set);
         }
-        let (graph, network) = self.graph(per_node)?;
-        let (mut within, mut outward) = (Vec::new(), Vec::new());
-        for from in 0..per_node as usize {
-            let paths = widest_paths(&graph, from, per_node as usize, network);
-            for to in 0..per_node as usize {
-                let unconnected = || TopologyError::Unconnected {
-                    origin: self.origin(),
-                    from: graph[NodeIndex::new(from)].clone(),
-                    to: graph[NodeIndex::new(to)].clone(),
+        let shared = self.node.outside.iter().filter(|outside| {
+            of_node.iter().flatten().any(|&gpu| fabric(self.node.reach[gpu].path(outside.vertex.index())))
+        });
+        let span = shared.map(|outside| outside.spans as usize).max().unwrap_or(1);
+        let nodes: Vec<usize> = (0..self.nodes as usize).collect();
+        let mut domains: Vec<Vec<usize>> = nodes
+            .chunks(span)
+            .flat_map(|together| {
+                let of = |set: &Vec<usize>, nodes: &[usize]| -> Vec<usize> {
+                    nodes.iter().flat_map(|node| set.iter().map(move |gpu| node * per_node + gpu)).collect()
                 };
-                let itself = Path { bandwidth: u64::MAX, kind: EdgeKind::Memory };
-                within.push(if from == to { itself } else { paths[to].ok_or_else(unconnected)? });
-            }
-            outward.push(network.and_then(|network| paths[network.index()]));
-        }
-        if document.nodes > 1 && outward.iter().any(Option::is_none) {
-            return Err(TopologyError::NoNetwork { origin: self.origin(), nodes: document.nodes });
-        }
-        let gpus = (0..document.nodes)
-            .flat_map(|node| (0..per_node).map(move |index| (node, index)))
-            .map(|(node, index)| Gpu {
-                name: if document.nodes == 1 {
-                    format!("gpu{index}")
-                } else {
-                    format!("node{node}/gpu{index}")
-                },
-                node,
-                index,
-                kind: document.gpu.kind.clone(),
+                match span {
+                    1 => of_node.iter().map(|set| of(set, together)).collect::<Vec<_>>(),
+                    // A hub that nodes share joins the sets of a node too, if there are several.
+                    _ => vec![of(&of_node.concat(), together)],
+                }
             })
             .collect();
-        let Document { topology, about, gpu, nodes, .. } = self.document;
-        Ok(Topology {
-            name: topology,
-            about,
-            kind: gpu.kind,
-            shared_memory: gpu.shared_memory,
-            memory_bytes,
-            memory_bandwidth: gpu.memory_bandwidth,
-            nodes,
-            gpus,
-            graph,
-            within,
-            outward,
-        })
+        domains.retain(|domain| domain.len() > 1);
+        domains
     }
 
-    fn origin(&self) -> String {
-        self.origin.to_owned()
+    /// Numbers of nodes in a row that share something over which their GPUs reach each other, the smallest first; the last is
+    /// all nodes.
+    pub fn blocks_of_nodes(&self) -> Vec<usize> {
+        let all = self.nodes as usize;
+        let mut blocks: Vec<usize> =
+            self.node.outside.iter().map(|outside| (outside.spans as usize).min(all)).collect();
+        blocks.push(all);
+        blocks.dedup();
+        blocks
     }
 
-    fn gpus_per_node(&self) -> Result<u32, TopologyError> {
-        let nodes = self.document.nodes;
-        let gpus = match (self.document.gpus, self.host) {
-            (Count::Number(gpus), _) => gpus,
-            (Count::Word(_), Some(host)) => host.devices,
-            (Count::Word(_), None) => {
-                return Err(TopologyError::NotDetected { origin: self.origin(), key: "gpus" });
-            }
+    /// Bytes per second that no ring through GPUs of a node exceeds: what the best connected GPU has, over NVLink or xGMI all
+    /// its connections together, else over its widest.
+    pub fn ring_bound(&self) -> u64 {
+        let of_gpu = |gpu: usize| {
+            let edges = || self.node.graph.edges(NodeIndex::new(gpu)).map(|edge| *edge.weight());
+            let fabric = edges().filter(|edge| edge.kind.is_gpu_fabric());
+            let fabric = fabric.map(|edge| edge.bytes_per_second()).fold(0, u64::saturating_add);
+            edges().map(|edge| edge.bytes_per_second()).max().unwrap_or(0).max(fabric)
         };
-        let all = nodes.saturating_mul(gpus);
-        if all == 0 || gpus > MAX_GPUS_PER_NODE || all > MAX_GPUS {
-            return Err(TopologyError::Size { origin: self.origin(), nodes, gpus });
-        }
-        Ok(gpus)
+        (0..self.node.gpus).map(of_gpu).max().unwrap_or(0)
     }
 
-    fn memory_bytes(&self) -> Result<u64, TopologyError> {
-        match (self.document.gpu.memory, self.host) {
-            (Memory::Size(bytes), _) => Ok(bytes.bytes()),
-            (Memory::Detected, Some(host)) => Ok(host.memory_bytes),
-            (Memory::Detected, None) => {
-                Err(TopologyError::NotDetected { origin: self.origin(), key: "memory" })
-            }
-        }
-    }
-
-    /// The graph of one node, and its network vertex.
-    fn graph(&self, gpus: u32) -> Result<(UnGraph<String, Edge>, Option<NodeIndex>), TopologyError> {
-        let mut graph = UnGraph::new_undirected();
-        let mut names: BTreeMap<String, NodeIndex> = BTreeMap::new();
-        let hubs = self.document.hubs.iter().map(|hub| hub.name.clone());
-        for name in (0..gpus).map(|gpu| format!("gpu{gpu}")).chain(hubs) {
-            let vertex = graph.add_node(name.clone());
-            if names.insert(name.clone(), vertex).is_some() {
-                return Err(TopologyError::NameTwice { origin: self.origin(), name });
-            }
-        }
-        let find = |name: &str| names.get(name).copied().ok_or_else(|| self.unknown(name, &names));
-        for hub in &self.document.hubs {
-            let (members, bandwidth) = match (&hub.gpus, hub.bandwidth) {
-                (Some(gpus), Some(bandwidth)) => (&gpus.numbers, bandwidth.bytes_per_second()),
-                (None, None) => continue,
-                _ => {
-                    return Err(TopologyError::HalfConnected {
-                        origin: self.origin(),
-                        hub: hub.name.clone(),
-                    });
+    /// GPUs by their places in [`Topology::gpus`], short: `gpu0-3,6`, or `node1/gpu0-7`.
+    pub fn names_of(&self, gpus: &[usize]) -> String {
+        let mut places = gpus.to_vec();
+        places.sort_unstable();
+        let per_node = self.gpus_per_node();
+        let nodes: Vec<String> = places
+            .chunk_by(|a, b| a / per_node == b / per_node)
+            .map(|of_node| {
+                let numbers: Vec<u32> = of_node.iter().map(|&gpu| self.gpus[gpu].index).collect();
+                match self.nodes {
+                    1 => format!("gpu{}", runs(&numbers)),
+                    _ => format!("node{}/gpu{}", of_node[0] / per_node, runs(&numbers)),
                 }
-            };
-            let edge = Edge { kind: hub.kind.edge(), bandwidth };
-            for member in members {
-                // A hub of a machine whose devices are as many as are asked for serves those there are.
-                if matches!(self.document.gpus, Count::Word(_)) && *member >= gpus {
-                    continue;
-                }
-                graph.add_edge(find(&format!("gpu{member}"))?, find(&hub.name)?, edge);
-            }
-        }
-        for Link { kind, between: [from, to], bandwidth } in &self.document.links {
-            if from == to {
-                return Err(TopologyError::SelfLink { origin: self.origin(), name: from.clone() });
-            }
-            let edge = Edge { kind: *kind, bandwidth: bandwidth.bytes_per_second() };
-            graph.add_edge(find(from)?, find(to)?, edge);
-        }
-        let mut network = None;
-        if let Some(outside) = &self.document.network {
-            let vertex = graph.add_node("network".to_owned());
-            let edge = Edge { kind: EdgeKind::Network, bandwidth: outside.bandwidth.bytes_per_second() };
-            for hub in &outside.via {
-                graph.add_edge(find(hub)?, vertex, edge);
-            }
-            network = Some(vertex);
-        }
-        Ok((graph, network))
-    }
-
-    fn unknown(&self, name: &str, names: &BTreeMap<String, NodeIndex>) -> TopologyError {
-        let nearest = names.keys().map(|known| (distance(name, known), known)).min();
-        TopologyError::UnknownName {
-            origin: self.origin(),
-            name: name.to_owned(),
-            nearest: nearest.filter(|(distance, _)| *distance <= 3).map(|(_, known)| known.clone()),
-        }
+            })
+            .collect();
+        nodes.join(" ")
     }
 }
-
-/// The widest path from GPU `from` to every vertex. GPUs, which are the first `gpus` vertices, and the network, which leads
-/// out of the node, end paths but forward nothing.
-fn widest_paths(
-    graph: &UnGraph<String, Edge>,
-    from: usize,
-    gpus: usize,
-    network: Option<NodeIndex>,
-) -> Vec<Option<Path>> {
-    let mut best: Vec<Option<Path>> = vec![None; graph.node_count()];
-    let mut reached = BinaryHeap::new();
-    reached.push((Path { bandwidth: u64::MAX, kind: EdgeKind::Memory }, from));
-    while let Some((path, at)) = reached.pop() {
-        if best[at].is_some() || (at == from && path.bandwidth != u64::MAX) {
-            continue;
-        }
-        if at != from {
-            best[at] = Some(path);
-            if at < gpus || network == Some(NodeIndex::new(at)) {
-                continue;
-            }
-        }
-        for edge in graph.edges(NodeIndex::new(at)) {
-            let Edge { kind, bandwidth } = *edge.weight();
-            let next = edge.target().index();
-            if next != from && best[next].is_none() {
-                let narrower = Path { bandwidth, kind };
-                reached.push((if bandwidth <= path.bandwidth { narrower } else { path }, next));
-            }
-        }
-    }
-    best
-}
-
-/// How many letters must be changed, added or left out to make one name of the other.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().take(64).collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().take(64).enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let above = row[j + 1];
-            row[j + 1] = (diagonal + usize::from(from != *to)).min(above + 1).min(row[j] + 1);
-            diagonal = above;
-        }
-    }
-    row[b.len()]
-}
-
-#[cfg(test)]
-mod tests;

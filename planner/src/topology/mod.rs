@@ -1,20 +1,32 @@
 //! The machine: GPUs, what connects them, and how fast.
 //!
-//! In comes a YAML text, from a file or built in; out goes a [`Topology`], in which every name is known and every figure
-//! possible. A petgraph graph of one node stands behind it; clusters are nodes of one kind around a network. It knows no
-//! model and no rank. The schema is described in `topologies/README.md`.
+//! In comes a YAML text, from a file or built in; out goes a [`Topology`], in which every
+//! name is known and every figure possible. A petgraph graph of one node stands behind it; clusters are nodes of one kind that
+//! share a network, or hubs that span several. It answers how well two GPUs reach each other ([`Path`]), and how well a set
+//! does ([`Ring`], [`Bisection`]). It knows no model and no rank. The schema is described in `topologies/README.md`.
 
-mod builtin;
+mod assemble;
 mod error;
+mod gpus;
 mod graph;
+mod library;
+mod names;
+mod paths;
 mod quantity;
 mod schema;
+mod sets;
+#[cfg(test)]
+mod tests;
 
-pub use builtin::{builtin, builtins};
-pub use error::TopologyError;
-pub use graph::{Gpu, Topology};
-pub use quantity::{Bandwidth, Bytes, QuantityError};
-pub use schema::{EdgeKind, HubKind, MAX_GPUS};
+pub use error::{TopologyError, TopologyProblem};
+pub use gpus::{GpuLinks, KnownGpu, gpu_named, gpu_of_pci, known_gpu, known_gpus};
+pub use graph::{Edge, Gpu, GpuKind, Topology, Vertex, VertexKind};
+pub use library::{builtin, builtins};
+pub use names::runs;
+pub use paths::Path;
+pub use quantity::{Bandwidth, Bytes, FlopRate, Latency, QuantityError};
+pub use schema::{EdgeKind, HubKind, MAX_GPUS, NumberKind, json_schema};
+pub use sets::{Bisection, Ring};
 
 /// What a topology may ask of the machine that it is used on (`detected` in its text). The caller finds it out: this crate
 /// reads no environment.

@@ -1,0 +1,406 @@
+//! From a document to a topology: every name looked up, every figure checked.
+
+use super::{
+    HostFacts,
+    error::{TopologyError, TopologyProblem},
+    gpus::{known_gpu, known_gpus},
+    graph::{Edge, Gpu, GpuKind, Node, Outside, Topology, Vertex, VertexKind},
+    names::{Names, dealt},
+    paths::reach,
+    quantity::{Bandwidth, Latency},
+    schema::{
+        Count, Document, EdgeKind, Hub, Link, MAX_COUNT, MAX_EDGES, MAX_GPUS, MAX_GPUS_PER_NODE, MAX_PARTS,
+        Memory, Nic,
+    },
+};
+use crate::{nearest::nearest, yaml};
+use petgraph::graph::{NodeIndex, UnGraph};
+use std::collections::BTreeMap;
+
+impl Topology {
+    /// Parses `text`; `origin` is the file or the built-in's name, for messages. `nodes` replaces the number of nodes.
+    ///
+    /// # Errors
+    /// [`TopologyError`] names the origin, and the place, the name or the figures.
+    pub fn parse(
+        text: &str,
+        origin: &str,
+        nodes: Option<u32>,
+        host: Option<HostFacts>,
+    ) -> Result<Self, TopologyError> {
+        let in_origin = |problem| TopologyError { origin: origin.to_owned(), problem };
+        let mut document: Document = yaml::from_str(text).map_err(|error| in_origin(error.into()))?;
+        document.nodes = nodes.unwrap_or(document.nodes);
+        Self::of(document, host).map_err(in_origin)
+    }
+
+    /// The machine that `document` describes.
+    pub(super) fn of(document: Document, host: Option<HostFacts>) -> Result<Self, TopologyProblem> {
+        let per_node = gpus_per_node(&document, host)?;
+        for (count, what) in [
+            (document.hubs.iter().map(|hub| hub.name.len()).sum(), "hubs"),
+            (document.nics.iter().map(|nic| nic.name.len()).sum(), "network cards"),
+            (document.links.len(), "links"),
+        ] {
+            if count > MAX_PARTS {
+                return Err(TopologyProblem::TooMany { count, what });
+            }
+        }
+        let (kinds, kind_of) = kinds(&document, per_node, host)?;
+        let node = Builder::new(&document, per_node)?.node()?;
+        check_connected(&node, document.nodes)?;
+        let gpus = (0..document.nodes)
+            .flat_map(|node| (0..per_node).map(move |index| (node, index)))
+            .map(|(node, index)| Gpu {
+                name: match document.nodes {
+                    1 => format!("gpu{index}"),
+                    _ => format!("node{node}/gpu{index}"),
+                },
+                node,
+                index,
+                kind: kind_of[index as usize],
+            })
+            .collect();
+        Ok(Self {
+            name: document.topology,
+            about: document.about,
+            kinds,
+            shared_memory: document.gpu.0.iter().any(|kind| kind.shared_memory),
+            nodes: document.nodes,
+            gpus,
+            node,
+            network: document.network.map(|network| network.kind),
+        })
+    }
+}
+
+fn gpus_per_node(document: &Document, host: Option<HostFacts>) -> Result<u32, TopologyProblem> {
+    let nodes = document.nodes;
+    let gpus = match (document.gpus, host) {
+        (Count::Number(gpus), _) => gpus,
+        (Count::Detected, Some(host)) => host.devices,
+        (Count::Detected, None) => return Err(TopologyProblem::NotDetected { key: "gpus" }),
+    };
+    let all = nodes.saturating_mul(gpus);
+    if all == 0 || gpus > MAX_GPUS_PER_NODE || all > MAX_GPUS {
+        return Err(TopologyProblem::Size { nodes, gpus });
+    }
+    Ok(gpus)
+}
+
+/// The kinds of GPUs, and for each GPU of a node which of them it is.
+fn kinds(
+    document: &Document,
+    per_node: u32,
+    host: Option<HostFacts>,
+) -> Result<(Vec<GpuKind>, Vec<usize>), TopologyProblem> {
+    let written = &document.gpu.0;
+    let mut of_gpu = vec![None; per_node as usize];
+    let mut kinds = Vec::new();
+    for (number, kind) in written.iter().enumerate() {
+        let members: Vec<u32> = match &kind.gpus {
+            Some(gpus) => gpus.iter().collect(),
+            None if written.len() == 1 => (0..per_node).collect(),
+            None => return Err(TopologyProblem::KindOfGpu { gpu: 0 }),
+        };
+        for gpu in members {
+            let unknown = || TopologyProblem::UnknownName { name: format!("gpu{gpu}"), nearest: None };
+            let kind = of_gpu.get_mut(gpu as usize).ok_or_else(unknown)?;
+            if kind.replace(number).is_some() {
+                return Err(TopologyProblem::KindOfGpu { gpu });
+            }
+        }
+        let known = known_gpu(&kind.kind);
+        let memory_bytes = match (kind.memory, known, host) {
+            (Some(Memory::Size(bytes)), _, _) => bytes.bytes(),
+            (Some(Memory::Detected), _, Some(host)) => host.memory_bytes,
+            (Some(Memory::Detected), _, None) => {
+                return Err(TopologyProblem::NotDetected { key: "memory" });
+            }
+            (None, Some(known), _) => known.memory.bytes(),
+            (None, None, _) => {
+                let nearest = nearest(&kind.kind, known_gpus().iter().map(|known| known.kind.as_str()));
+                return Err(TopologyProblem::UnknownGpu { kind: kind.kind.clone(), nearest });
+            }
+        };
+        let mut flops = known.map(|known| known.flops.clone()).unwrap_or_default();
+        flops.extend(&kind.flops);
+        kinds.push(GpuKind {
+            kind: kind.kind.clone(),
+            memory_bytes,
+            memory_bandwidth: kind.memory_bandwidth.or(known.map(|known| known.memory_bandwidth)),
+            flops,
+        });
+    }
+    let of_gpu = (0..).zip(of_gpu).map(|(gpu, kind)| kind.ok_or(TopologyProblem::KindOfGpu { gpu }));
+    Ok((kinds, of_gpu.collect::<Result<_, _>>()?))
+}
+
+fn check_connected(node: &Node, nodes: u32) -> Result<(), TopologyProblem> {
+    for from in 0..node.gpus {
+        for to in (0..node.gpus).filter(|&to| to != from) {
+            if node.reach[from].path(to).is_none() {
+                let name = |gpu| node.graph[NodeIndex::new(gpu)].name.clone();
+                return Err(TopologyProblem::Unconnected { from: name(from), to: name(to) });
+            }
+        }
+        let leaves = node
+            .outside
+            .iter()
+            .any(|outside| outside.spans >= nodes && node.reach[from].path(outside.vertex.index()).is_some());
+        if nodes > 1 && !leaves {
+            return Err(TopologyProblem::NoNetwork { nodes });
+        }
+    }
+    Ok(())
+}
+
+/// The graph of a node while it is made.
+struct Builder<'a> {
+    document: &'a Document,
+    gpus: u32,
+    graph: UnGraph<Vertex, Edge>,
+    names: BTreeMap<String, NodeIndex>,
+}
+
+impl<'a> Builder<'a> {
+    /// All things, not yet connected.
+    fn new(document: &'a Document, gpus: u32) -> Result<Self, TopologyProblem> {
+        let mut builder = Self { document, gpus, graph: UnGraph::new_undirected(), names: BTreeMap::new() };
+        for gpu in 0..gpus {
+            builder.add(&format!("gpu{gpu}"), VertexKind::Gpu, None, 1)?;
+        }
+        for hub in &document.hubs {
+            if hub.spans == 0 {
+                return Err(TopologyProblem::SpansNothing { hub: hub.name.text().to_owned() });
+            }
+            for (name, numa) in hub.name.iter().zip(numa_nodes(hub)?) {
+                builder.add(name, VertexKind::Hub(hub.kind), numa, hub.spans)?;
+            }
+        }
+        for nic in &document.nics {
+            for name in nic.name.iter() {
+                builder.add(name, VertexKind::Nic, None, 1)?;
+            }
+        }
+        Ok(builder)
+    }
+
+    fn node(mut self) -> Result<Node, TopologyProblem> {
+        let document = self.document;
+        for hub in &document.hubs {
+            self.connect_gpus(hub)?;
+        }
+        for hub in &document.hubs {
+            self.connect_hub(hub)?;
+        }
+        for nic in &document.nics {
+            self.connect_nic(nic)?;
+        }
+        for link in &document.links {
+            self.connect(link)?;
+        }
+        let network = self.connect_network()?;
+        self.check_no_cycle()?;
+        let mut outside: Vec<Outside> = self
+            .graph
+            .node_indices()
+            .map(|vertex| Outside { vertex, spans: self.graph[vertex].spans })
+            .filter(|outside| outside.spans > 1)
+            .collect();
+        outside.sort_by_key(|outside| outside.spans);
+        outside.extend(network.map(|vertex| Outside { vertex, spans: u32::MAX }));
+        let Self { graph, gpus, .. } = self;
+        let width = |edge, _| {
+            let edge: &Edge = &graph[edge];
+            edge.bytes_per_second()
+        };
+        let reach = (0..gpus as usize).map(|gpu| reach(&graph, NodeIndex::new(gpu), width)).collect();
+        Ok(Node { graph, gpus: gpus as usize, outside, reach })
+    }
+
+    fn add(
+        &mut self,
+        name: &str,
+        kind: VertexKind,
+        numa: Option<u32>,
+        spans: u32,
+    ) -> Result<NodeIndex, TopologyProblem> {
+        let vertex = self.graph.add_node(Vertex { name: name.to_owned(), kind, numa, spans });
+        match self.names.insert(name.to_owned(), vertex) {
+            Some(_) => Err(TopologyProblem::NameTwice { name: name.to_owned() }),
+            None => Ok(vertex),
+        }
+    }
+
+    fn find(&self, name: &str) -> Result<NodeIndex, TopologyProblem> {
+        self.names.get(name).copied().ok_or_else(|| TopologyProblem::UnknownName {
+            name: name.to_owned(),
+            nearest: nearest(name, self.names.keys().map(String::as_str)),
+        })
+    }
+
+    fn join(&mut self, from: &str, to: &str, edge: Edge) -> Result<(), TopologyProblem> {
+        let ends = (self.find(from)?, self.find(to)?);
+        if ends.0 == ends.1 {
+            return Err(TopologyProblem::SelfLink { name: from.to_owned() });
+        }
+        self.graph.add_edge(ends.0, ends.1, edge);
+        match self.graph.edge_count() {
+            count if count > MAX_EDGES => Err(TopologyProblem::TooManyConnections),
+            _ => Ok(()),
+        }
+    }
+
+    fn connect_gpus(&mut self, hub: &Hub) -> Result<(), TopologyProblem> {
+        let Some(gpus) = &hub.gpus else { return Ok(()) };
+        let name = hub.name.text();
+        let bandwidth = hub.bandwidth.ok_or_else(|| TopologyProblem::NoBandwidth { hub: name.to_owned() })?;
+        let edge = edge(hub.kind.edge(), hub.count, bandwidth, hub.latency, name)?;
+        // A hub of a machine whose devices are as many as are asked for serves those there are.
+        let detected = self.document.gpus == Count::Detected;
+        let members: Vec<u32> = gpus.iter().filter(|gpu| !detected || *gpu < self.gpus).collect();
+        let hubs: Vec<&str> = hub.name.iter().collect();
+        for (gpu, to) in deal(members.len(), &hub.name, "GPUs")? {
+            self.join(&format!("gpu{}", members[gpu]), hubs[to], edge)?;
+        }
+        Ok(())
+    }
+
+    fn connect_hub(&mut self, hub: &Hub) -> Result<(), TopologyProblem> {
+        let Some(on) = &hub.on else { return Ok(()) };
+        let name = hub.name.text();
+        let bandwidth = hub.uplink.or(hub.bandwidth);
+        let bandwidth = bandwidth.ok_or_else(|| TopologyProblem::NoBandwidth { hub: name.to_owned() })?;
+        let edge = edge(hub.kind.edge(), 1, bandwidth, hub.latency, name)?;
+        let (hubs, above): (Vec<&str>, Vec<&str>) = (hub.name.iter().collect(), on.iter().collect());
+        for (of, to) in deal(hubs.len(), on, "hubs")? {
+            self.join(hubs[of], above[to], edge)?;
+        }
+        Ok(())
+    }
+
+    fn connect_nic(&mut self, nic: &Nic) -> Result<(), TopologyProblem> {
+        let edge = edge(EdgeKind::Pcie, 1, nic.pcie.unwrap_or(nic.bandwidth), None, nic.name.text())?;
+        let (nics, hubs): (Vec<&str>, Vec<&str>) = (nic.name.iter().collect(), nic.on.iter().collect());
+        for (of, to) in deal(nics.len(), &nic.on, "network cards")? {
+            self.join(nics[of], hubs[to], edge)?;
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self, link: &Link) -> Result<(), TopologyProblem> {
+        let Link { kind, between, among, count, bandwidth, latency } = link;
+        match (between, among) {
+            (Some([from, to]), None) => {
+                let name = format!("{} and {}", from.text(), to.text());
+                let edge = edge(*kind, *count, *bandwidth, *latency, &name)?;
+                let (froms, tos): (Vec<&str>, Vec<&str>) = (from.iter().collect(), to.iter().collect());
+                for (from, end) in deal(froms.len(), to, "ends")? {
+                    self.join(froms[from], tos[end], edge)?;
+                }
+            }
+            (None, Some(among)) => {
+                let edge = edge(*kind, *count, *bandwidth, *latency, among.text())?;
+                let names: Vec<&str> = among.iter().collect();
+                for (at, from) in names.iter().enumerate() {
+                    for to in &names[at + 1..] {
+                        self.join(from, to, edge)?;
+                    }
+                }
+            }
+            _ => return Err(TopologyProblem::LinkEnds { kind: kind.to_string() }),
+        }
+        Ok(())
+    }
+
+    fn connect_network(&mut self) -> Result<Option<NodeIndex>, TopologyProblem> {
+        let Some(network) = &self.document.network else { return Ok(None) };
+        let mut doors: Vec<(String, Bandwidth)> = Vec::new();
+        let nics = || {
+            self.document.nics.iter().flat_map(|nic| nic.name.iter().map(move |name| (name, nic.bandwidth)))
+        };
+        match network.via.is_empty() {
+            true => doors.extend(nics().map(|(name, bandwidth)| (name.to_owned(), bandwidth))),
+            false => {
+                for name in network.via.iter().flat_map(Names::iter) {
+                    let own = nics().find(|(nic, _)| *nic == name).map(|(_, bandwidth)| bandwidth);
+                    let missing = "a `bandwidth` for hubs that are no network cards";
+                    let bandwidth = network.bandwidth.or(own);
+                    doors.push((
+                        name.to_owned(),
+                        bandwidth.ok_or(TopologyProblem::NetworkWithout { missing })?,
+                    ));
+                }
+            }
+        }
+        if doors.is_empty() {
+            return Err(TopologyProblem::NetworkWithout {
+                missing: "network cards (`nics`), or `via` some hubs",
+            });
+        }
+        let vertex = self.add("network", VertexKind::Network, None, 1)?;
+        for (name, bandwidth) in doors {
+            let edge = edge(EdgeKind::Network, 1, bandwidth, network.latency, "network")?;
+            self.join(&name, "network", edge)?;
+        }
+        Ok(Some(vertex))
+    }
+
+    /// What hubs are `on` leads up to a root.
+    fn check_no_cycle(&self) -> Result<(), TopologyProblem> {
+        let mut above: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for hub in &self.document.hubs {
+            let Some(on) = &hub.on else { continue };
+            let (hubs, ons): (Vec<&str>, Vec<&str>) = (hub.name.iter().collect(), on.iter().collect());
+            for (of, to) in deal(hubs.len(), on, "hubs")? {
+                above.entry(hubs[of]).or_default().push(ons[to]);
+            }
+        }
+        for &start in above.keys() {
+            let mut at = vec![start];
+            let mut seen = std::collections::BTreeSet::new();
+            while let Some(hub) = at.pop() {
+                for &next in above.get(hub).into_iter().flatten() {
+                    if next == start {
+                        return Err(TopologyProblem::Cycle { name: start.to_owned() });
+                    }
+                    if seen.insert(next) {
+                        at.push(next);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The NUMA node of each hub of a run.
+fn numa_nodes(hub: &Hub) -> Result<Vec<Option<u32>>, TopologyProblem> {
+    let mut of_hubs = vec![None; hub.name.len()];
+    let Some(numa) = &hub.numa else { return Ok(of_hubs) };
+    let numbers: Vec<u32> = numa.iter().collect();
+    for (number, of) in deal(numa.len(), &hub.name, "NUMA nodes")? {
+        of_hubs[of].get_or_insert(numbers[number]);
+    }
+    Ok(of_hubs)
+}
+
+fn edge(
+    kind: EdgeKind,
+    count: u32,
+    bandwidth: Bandwidth,
+    latency: Option<Latency>,
+    name: &str,
+) -> Result<Edge, TopologyProblem> {
+    if count == 0 || count > MAX_COUNT {
+        return Err(TopologyProblem::Connections { name: name.to_owned(), count });
+    }
+    let latency_ns = latency.map_or(kind.usual_latency(), Latency::nanoseconds);
+    Ok(Edge { kind, count, each: bandwidth.bytes_per_second(), latency_ns })
+}
+
+fn deal(of: usize, to: &Names, what: &'static str) -> Result<Vec<(usize, usize)>, TopologyProblem> {
+    let wrong = || TopologyProblem::NotDealt { of: what, to: to.text().to_owned(), dealt: (of, to.len()) };
+    dealt(of, to.len()).ok_or_else(wrong)
+}
