@@ -65,6 +65,39 @@ fn an_unknown_hub_is_named_with_the_nearest() {
 }
 
 #[test]
+fn the_word_that_was_meant_is_named() {
+    edited("gpus: 2", "gpu: 2", &["gpu"]);
+    edited("kind: pcie-switch", "kind: pcie-swich", &["line 6", "help: did you mean `pcie-switch`"]);
+    edited("links:", "link:", &["line 8", "help: did you mean `links`"]);
+    edited(
+        "kind: Toy, memory: 1 GiB",
+        "kind: H100 SXM 80GB",
+        &["`memory`", "help: did you mean `H100 SXM5 80GB`"],
+    );
+}
+
+#[test]
+fn absurd_figures_are_refused_with_the_most_there_is() {
+    edited("bandwidth: 10 GB/s", "bandwidth: -10 GB/s", &["line 6", "-10 GB/s"]);
+    edited("bandwidth: 10 GB/s", "bandwidth: 10 PB/s", &["line 6", "at most 1000 TB/s"]);
+    edited("bandwidth: 10 GB/s", "count: 9999, bandwidth: 10 GB/s", &["9999", "1 to 256"]);
+    edited("gpus: 2", "gpus: 1000000", &["1000000 GPUs", "at most 128"]);
+    edited("gpus: 2", "gpus: 2\nnodes: 1000000", &["1000000 nodes", "65536"]);
+}
+
+#[test]
+fn hubs_that_are_on_each_other_are_named() {
+    let cycle = "kind: pcie-switch, on: bridge, gpus: 0-1";
+    let checkpoint = Checkpoint::tiny();
+    let file = checkpoint.beside("small.yaml");
+    let text_of = SMALL
+        .replace("kind: pcie-switch, gpus: 0-1", cycle)
+        .replace("kind: host-bridge }", "kind: host-bridge, on: switch, bandwidth: 1 GB/s }");
+    fs::write(&file, text_of).unwrap();
+    shardwright(&["topology", "show", text(&file)]).refused(3, &["plugged into itself", "help: "]);
+}
+
+#[test]
 fn a_name_given_twice_is_named() {
     edited("name: bridge", "name: switch", &["`switch`", "twice"]);
 }

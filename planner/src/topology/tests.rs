@@ -84,6 +84,15 @@ fn the_committed_schema_is_that_of_the_types() {
 }
 
 #[test]
+fn the_example_of_the_readme_is_a_machine() {
+    let readme = include_str!("../../../topologies/README.md");
+    let example = readme.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let machine = parse(example).unwrap();
+    assert_eq!(machine.kinds_in_words(), "2 A100 PCIe 80GB and 1 L40S");
+    assert_eq!(width(&machine, 0, 1), (300, EdgeKind::Nvlink));
+}
+
+#[test]
 fn the_widest_path_is_found_over_hubs() {
     let dgx = built_in("dgx-h100", Some(2));
     assert_eq!(width(&dgx, 0, 7), (450, EdgeKind::Nvlink));
