@@ -1,6 +1,7 @@
 //! What can be asked of shardwright.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use shardwright_planner::topology::Bytes;
 use std::path::PathBuf;
 
 /// Plans how a checkpoint's weights are partitioned over GPUs, and loads each rank's part.
@@ -71,9 +72,6 @@ pub(crate) enum Topology {
         #[arg(long)]
         json: bool,
     },
-    /// Prints the JSON Schema of topology files
-    #[command(after_help = "Example: shardwright topology schema")]
-    Schema,
     /// Shows a machine: its GPUs and how fast they reach each other
     #[command(after_help = "Example: shardwright topology show dgx-h100")]
     Show {
@@ -89,6 +87,58 @@ pub(crate) enum Topology {
         #[arg(long)]
         json: bool,
     },
+    /// Makes a topology file of what nvidia-smi or NCCL tells of a machine
+    #[command(after_help = "Example: shardwright topology import matrix.txt --gpu L40S -o machine.yaml")]
+    Import(Import),
+    /// Finds out which machine this is, and prints it as a topology
+    #[command(after_help = "Example: shardwright topology detect -o machine.yaml")]
+    Detect(Detect),
+    /// Prints the JSON Schema of topology files
+    #[command(after_help = "Example: shardwright topology schema")]
+    Schema,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Detect {
+    /// What to call it
+    #[arg(long, default_value = "detected")]
+    pub(crate) name: String,
+    /// Write the topology to this file
+    #[arg(short, long)]
+    pub(crate) output: Option<PathBuf>,
+    /// Print the PCI devices that were found, instead of the topology
+    #[arg(long, hide = true, conflicts_with = "output")]
+    pub(crate) tree: bool,
+    /// Where sysfs is mounted, if not at /sys
+    #[arg(long, hide = true)]
+    pub(crate) sysfs: Option<PathBuf>,
+    /// What the CPU is, if not in /proc/cpuinfo
+    #[arg(long, hide = true)]
+    pub(crate) cpuinfo: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// What `nvidia-smi topo -m` prints, or the XML that NCCL writes to NCCL_TOPO_DUMP_FILE; `-` is stdin
+    pub(crate) file: String,
+    /// What `nvidia-smi topo -m` prints, for the NVLinks that an XML file lacks
+    #[arg(long, value_name = "FILE")]
+    pub(crate) matrix: Option<String>,
+    /// What the GPUs are, as topologies/gpus.yaml or as the product is called
+    #[arg(long, value_name = "KIND", conflicts_with = "gpu_list", help_heading = "GPUs")]
+    pub(crate) gpu: Option<String>,
+    /// What `nvidia-smi -L` prints: the names of the GPUs
+    #[arg(long, value_name = "FILE", help_heading = "GPUs")]
+    pub(crate) gpu_list: Option<String>,
+    /// Memory of each GPU, for kinds that shardwright does not know: '80 GiB'
+    #[arg(long, value_name = "SIZE", help_heading = "GPUs")]
+    pub(crate) gpu_memory: Option<Bytes>,
+    /// The topology's name [default: that of the file]
+    #[arg(long, help_heading = "Output")]
+    pub(crate) name: Option<String>,
+    /// Write the topology to this file
+    #[arg(short, long, help_heading = "Output")]
+    pub(crate) output: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -1,7 +1,8 @@
 //! From typed errors to a message and an exit code: the only place that knows both.
 
 use shardwright_loader::{
-    device::DeviceError, load::LoadError, schedule::ScheduleError, source::SourceError, verify::VerifyError,
+    detect::DetectError, device::DeviceError, load::LoadError, schedule::ScheduleError, source::SourceError,
+    verify::VerifyError,
 };
 use shardwright_planner::{
     adapter::AdapterError,
@@ -13,7 +14,7 @@ use shardwright_planner::{
     planning::BuildError,
     quantisation::QuantisationError,
     rules::{FamilyError, UserRulesError},
-    topology::TopologyError,
+    topology::{TopologyError, import::ImportError},
 };
 use std::{fmt, io, process::ExitCode};
 
@@ -98,6 +99,18 @@ impl From<ConfigError> for Failure {
 
 impl From<TopologyError> for Failure {
     fn from(error: TopologyError) -> Self {
+        Self::new(Kind::BadInput, &error).with_help(error.help())
+    }
+}
+
+impl From<DetectError> for Failure {
+    fn from(error: DetectError) -> Self {
+        Self::new(Kind::Environment, &error).with_help(error.help().to_owned())
+    }
+}
+
+impl From<ImportError> for Failure {
+    fn from(error: ImportError) -> Self {
         Self::new(Kind::BadInput, &error).with_help(error.help())
     }
 }

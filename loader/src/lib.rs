@@ -9,8 +9,11 @@
 //! 4. [`collective`]: how ranks agree
 //! 5. [`fingerprint`] and [`verify`]: what arrived, summed over ranks and compared with the files
 //! 6. [`load`]: the five together, for one rank or for all ranks of a host
+//!
+//! Beside it stands [`detect`]: which machine this is.
 
 pub mod collective;
+pub mod detect;
 pub mod device;
 pub mod fingerprint;
 pub mod load;

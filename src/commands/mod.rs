@@ -9,6 +9,8 @@ mod placement;
 mod plan;
 mod slices;
 mod topology;
+mod topology_detect;
+mod topology_import;
 
 use crate::{cli::Command, failure::Failure};
 use std::io::Write;

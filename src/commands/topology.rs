@@ -2,6 +2,7 @@
 
 use crate::{
     cli,
+    commands::topology_import,
     failure::Failure,
     figures,
     inputs::{topology, topology_text},
@@ -22,6 +23,7 @@ pub(crate) fn run(args: cli::Topology, out: &mut dyn Write) -> Result<(), Failur
     match args {
         cli::Topology::Schema => print_json(out, &json_schema()),
         cli::Topology::List { json } => list(json, out),
+        cli::Topology::Import(args) => topology_import::run(&args, out),
         cli::Topology::Show { topology: name, yaml: true, .. } => {
             Ok(out.write_all(topology_text(&name)?.as_bytes())?)
         }
@@ -29,6 +31,7 @@ pub(crate) fn run(args: cli::Topology, out: &mut dyn Write) -> Result<(), Failur
             let machine = topology(&name, nodes, 1)?;
             if json { show_json(&machine, out) } else { show(&machine, out) }
         }
+        cli::Topology::Detect(args) => super::topology_detect::run(args, out),
     }
 }
 

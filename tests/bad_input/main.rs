@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod config;
+mod import;
 mod index;
 mod output;
 mod plan;

@@ -4,6 +4,7 @@
 mod demo;
 mod explain;
 mod help;
+mod import;
 mod json;
 mod large;
 mod placement;

@@ -1,6 +1,6 @@
 //! The machine: GPUs, what connects them, and how fast.
 //!
-//! In comes a YAML text, from a file or built in; out goes a [`Topology`], in which every
+//! In comes a YAML text, from a file or built in, or what a tool printed ([`import`]); out goes a [`Topology`], in which every
 //! name is known and every figure possible. A petgraph graph of one node stands behind it; clusters are nodes of one kind that
 //! share a network, or hubs that span several. It answers how well two GPUs reach each other ([`Path`]), and how well a set
 //! does ([`Ring`], [`Bisection`]). It knows no model and no rank. The schema is described in `topologies/README.md`.
@@ -9,6 +9,7 @@ mod assemble;
 mod error;
 mod gpus;
 mod graph;
+pub mod import;
 mod library;
 mod names;
 mod paths;

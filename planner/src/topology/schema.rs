@@ -295,6 +295,24 @@ pub(super) struct Hub {
     pub(super) spans: u32,
 }
 
+impl Hub {
+    /// A hub that nothing is plugged into yet.
+    pub(super) fn new(name: &str, kind: HubKind) -> Self {
+        Self {
+            name: Names::from(name),
+            kind,
+            gpus: None,
+            count: 1,
+            bandwidth: None,
+            latency: None,
+            on: None,
+            uplink: None,
+            numa: None,
+            spans: 1,
+        }
+    }
+}
+
 /// Kinds of hubs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
