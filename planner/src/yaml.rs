@@ -3,7 +3,11 @@
 //! `serde_yaml` bounds the depth of nesting and the expansion of aliases itself; callers bound the size of the text.
 
 use crate::nearest::nearest;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{
+    Serialize,
+    de::{DeserializeOwned, Visitor},
+};
+use std::{fmt, marker::PhantomData, str::FromStr};
 
 /// Why a text is not the YAML that was expected, with the place where the parser noticed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +43,32 @@ impl YamlError {
             .or_else(|| self.message.split_once("unknown variant `"))?;
         let (word, expected) = rest.split_once("`, expected ")?;
         nearest(word, expected.split('`').skip(1).step_by(2))
+    }
+}
+
+/// Reads a text that is parsed further, so that what is wrong with it is found at its own place: an error after the text was
+/// taken out of the document would have the place of what it stands in.
+pub(crate) struct Parsed<T> {
+    what: &'static str,
+    parsed: PhantomData<T>,
+}
+
+impl<T> Parsed<T> {
+    /// `what` it is, for other things in its place.
+    pub(crate) fn new(what: &'static str) -> Self {
+        Self { what, parsed: PhantomData }
+    }
+}
+
+impl<T: FromStr<Err: fmt::Display>> Visitor<'_> for Parsed<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a {}", self.what)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
     }
 }
 

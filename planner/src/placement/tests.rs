@@ -71,8 +71,9 @@ fn groups_stay_on_a_socket_and_stages_in_a_node() {
     let two = built_in("dgx-h100", Some(2));
     assert_eq!(groups(&two, 1, 2, 8), [[0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 15]]);
     assert_eq!(groups(&two, 1, 1, 16)[0].len(), 16);
-    // Two copies of two stages: each copy in a node of its own.
+    // Two copies: each in a node of its own, whether of two stages or of one.
     assert_eq!(groups(&two, 2, 2, 4)[2], [8, 9, 10, 11]);
+    assert_eq!(groups(&two, 2, 1, 4), [[0, 1, 2, 3], [8, 9, 10, 11]]);
     // Three pairs to a node would leave a copy of two stages astride: it starts in the next node.
     let six = "topology: t\nabout: x\ngpu: { kind: X, memory: 1 GiB }\ngpus: 6\nnodes: 2\nhubs:\n  - { name: nvs, kind: nvswitch, gpus: 0-5, bandwidth: 10 GB/s }\nnetwork: { kind: Ethernet, bandwidth: 1 GB/s, via: [nvs] }\n";
     assert_eq!(groups(&parsed(six), 2, 2, 2), [[0, 1], [2, 3], [6, 7], [8, 9]]);
@@ -90,6 +91,13 @@ fn groups_of_a_rack_stay_in_its_nvlink_domain() {
     assert_eq!(rack.fabric_domains().len(), 1);
     assert_eq!(groups(&rack, 1, 1, 72)[0].len(), 72);
     assert_eq!(groups(&rack, 24, 1, 3).len(), 24);
+    // Copies of four stages stay in a rack.
+    let racks = built_in("gb200-nvl72", Some(36));
+    for (dp, tp) in [(8, 4), (4, 8)] {
+        for copy in groups(&racks, dp, 4, tp).chunks(4) {
+            assert_eq!(copy[0][0] / 72, copy[3][tp as usize - 1] / 72, "{copy:?}");
+        }
+    }
     // Two racks: four groups of sixteen fit into the domain of each, and none leaves it.
     let two = built_in("gb200-nvl72", Some(36));
     for group in groups(&two, 8, 1, 16) {
@@ -115,6 +123,15 @@ fn ranks_are_placed_where_they_fit() {
     assert_eq!(placed(1, 2, 2, &[12, 12, 4, 4]), [2, 3, 0, 1]);
     // Within a group, who needs most gets the most.
     assert_eq!(placed(1, 1, 4, &[12, 4, 12, 4]), [2, 0, 3, 1]);
+    // A node with room for two groups of small needs has it for one of large needs.
+    let two = parsed(
+        "topology: t\nabout: x\ngpu:\n  - { kind: Small, memory: 8 GiB, gpus: 0-1 }\n  - { kind: Large, memory: 16 GiB, gpus: 2-3 }\ngpus: 4\nnodes: 2\nhubs:\n  - { name: cpu, kind: host-bridge, gpus: 0-3, bandwidth: 10 GB/s }\nnetwork: { kind: x, bandwidth: 1 GB/s, via: [cpu] }\n",
+    );
+    for (dp, pp) in [(1, 2), (2, 1)] {
+        let mesh = Mesh::new(dp, pp, 2).unwrap();
+        let placement = place(&two, mesh, &gib(&[12; 4])).unwrap();
+        assert_eq!(placement.groups(mesh).collect::<Vec<_>>(), [[2, 3], [6, 7]], "dp {dp}, pp {pp}");
+    }
     // Where nothing fits, something is still placed, for the refusal to speak of.
     assert_eq!(placed(1, 1, 4, &[99, 99, 99, 99]).len(), 4);
 }
@@ -124,6 +141,8 @@ fn too_few_gpus_are_refused_with_both_numbers() {
     let error = place(&built_in("dgx-h100", None), Mesh::new(1, 2, 8).unwrap(), &[]).unwrap_err();
     assert_eq!(error.to_string(), "16 ranks need 16 GPUs, but dgx-h100 has 8");
     assert!(error.help().unwrap().contains("--nodes 2"));
+    let rack = place(&built_in("gb200-nvl72", None), Mesh::new(10, 1, 8).unwrap(), &[]).unwrap_err();
+    assert!(rack.help().unwrap().contains("--nodes 20"), "{rack:?}");
 }
 
 #[test]
@@ -132,6 +151,54 @@ fn a_thousand_gpus_are_placed() {
     assert_eq!(groups(&cluster, 16, 8, 8).len(), 128);
     assert_eq!(groups(&cluster, 1, 1, 1024)[0].len(), 1024);
     assert_eq!(groups(&cluster, 64, 8, 2).len(), 512);
+}
+
+#[test]
+fn stages_are_neighbours_among_equally_fast_sets() {
+    let bridged = with_links(4, &[(0, 2, 300), (1, 3, 300)]);
+    assert_eq!(groups(&bridged, 1, 2, 1), [[0], [2]]);
+    // A chain of eight, numbered otherwise.
+    let chain = [1u32, 0, 2, 3, 4, 5, 6, 7];
+    let links: Vec<_> = chain.windows(2).map(|ends| (ends[0], ends[1], 100)).collect();
+    let found = groups(&with_links(8, &links), 1, 8, 1).concat();
+    let are_linked = |a: usize, b: usize| {
+        links.iter().any(|&(c, d, _)| [(c as usize, d as usize), (d as usize, c as usize)].contains(&(a, b)))
+    };
+    assert!(found.windows(2).all(|ends| are_linked(ends[0], ends[1])), "{found:?}");
+}
+
+#[test]
+fn large_and_odd_machines_are_placed_without_trying_all() {
+    // An eight by eight torus of links: more rings than could be tried.
+    let torus: Vec<_> = (0..64u32)
+        .flat_map(|at| {
+            let (row, column) = (at / 8, at % 8);
+            [(at, row * 8 + (column + 1) % 8, 25), (at, (row + 1) % 8 * 8 + column, 25)]
+        })
+        .collect();
+    let torus = with_links(64, &torus);
+    assert_eq!(groups(&torus, 1, 1, 64)[0].len(), 64);
+    assert_eq!(groups(&torus, 8, 1, 8).len(), 8);
+    // Small GPUs before large ones, and ranks for the large ones only.
+    let text = "topology: t\nabout: x\ngpu:\n  - { kind: S, memory: 1 GiB, gpus: 0-31 }\n  - { kind: L, memory: 9 GiB, gpus: 32-63 }\ngpus: 64\nhubs:\n  - { name: cpu, kind: host-bridge, gpus: 0-63, bandwidth: 10 GB/s }\n";
+    let mesh = Mesh::new(1, 1, 8).unwrap();
+    let placement = place(&parsed(text), mesh, &[5 << 30; 8]).unwrap();
+    assert!(placement.gpu_of_rank.iter().all(|&gpu| gpu >= 32));
+    let none = place(&parsed(text), Mesh::new(8, 1, 8).unwrap(), &[5 << 30; 64]).unwrap();
+    assert_eq!(none.gpu_of_rank.len(), 64);
+}
+
+#[test]
+fn a_machine_too_large_for_every_choice_is_improved() {
+    // Pairs linked 0-2, 1-3, 4-6, … but each neighbour a little as well, which leads a greedy choice astray.
+    let links: Vec<_> = (0..24u32)
+        .step_by(4)
+        .flat_map(|at| [(at, at + 2, 90), (at + 1, at + 3, 90), (at, at + 1, 100)])
+        .collect();
+    let machine = with_links(24, &links);
+    for set in groups(&machine, 12, 1, 2) {
+        assert_eq!(machine.ring(&set).unwrap().bytes_per_second, 90_000_000_000, "{set:?}");
+    }
 }
 
 /// The sum and the least ring bandwidth of the best choice, by trying every one.

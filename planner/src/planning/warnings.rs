@@ -23,9 +23,10 @@ pub(super) fn of_catalog(catalog: &Catalog) -> Option<String> {
 /// Says so when a tensor-parallel group is worse connected than GPUs of the machine can be.
 pub(super) fn of_placement(topology: &Topology, plan: &Plan) -> Option<String> {
     let slowest = plan.placement.as_ref()?.slowest()?;
-    let widest = (1..topology.gpus_per_node())
-        .filter_map(|gpu| topology.widest_path(0, gpu))
-        .max_by_key(|path| path.bytes_per_second)?;
+    let gpus = || 0..topology.gpus_per_node();
+    let pairs = gpus().flat_map(|from| gpus().map(move |to| (from, to)));
+    let paths = pairs.filter_map(|(from, to)| topology.widest_path(from, to));
+    let widest = paths.max_by_key(|path| path.bytes_per_second)?;
     (slowest.bytes_per_second < widest.bytes_per_second).then(|| {
         let wide = |bytes: u64| Bandwidth::new(bytes).to_string();
         format!(

@@ -14,8 +14,8 @@ use super::{
     },
 };
 use crate::{nearest::nearest, yaml};
-use petgraph::graph::{NodeIndex, UnGraph};
-use std::collections::BTreeMap;
+use petgraph::graph::{EdgeIndex, NodeIndex, UnGraph};
+use std::collections::{BTreeMap, BTreeSet};
 
 impl Topology {
     /// Parses `text`; `origin` is the file or the built-in's name, for messages. `nodes` replaces the number of nodes.
@@ -28,10 +28,10 @@ impl Topology {
         nodes: Option<u32>,
         host: Option<HostFacts>,
     ) -> Result<Self, TopologyError> {
-        let in_origin = |problem| TopologyError { origin: origin.to_owned(), problem };
-        let mut document: Document = yaml::from_str(text).map_err(|error| in_origin(error.into()))?;
+        let in_text = |problem: TopologyProblem| problem.of(text, origin);
+        let mut document: Document = yaml::from_str(text).map_err(|error| in_text(error.into()))?;
         document.nodes = nodes.unwrap_or(document.nodes);
-        Self::of(document, host).map_err(in_origin)
+        Self::of(document, host).map_err(in_text)
     }
 
     /// The machine that `document` describes.
@@ -175,12 +175,12 @@ impl<'a> Builder<'a> {
                 return Err(TopologyProblem::SpansNothing { hub: hub.name.text().to_owned() });
             }
             for (name, numa) in hub.name.iter().zip(numa_nodes(hub)?) {
-                builder.add(name, VertexKind::Hub(hub.kind), numa, hub.spans)?;
+                builder.add(&name, VertexKind::Hub(hub.kind), numa, hub.spans)?;
             }
         }
         for nic in &document.nics {
             for name in nic.name.iter() {
-                builder.add(name, VertexKind::Nic, None, 1)?;
+                builder.add(&name, VertexKind::Nic, None, 1)?;
             }
         }
         Ok(builder)
@@ -209,14 +209,21 @@ impl<'a> Builder<'a> {
             .filter(|outside| outside.spans > 1)
             .collect();
         outside.sort_by_key(|outside| outside.spans);
+        if let Some(two) = outside.windows(2).find(|two| !two[1].spans.is_multiple_of(two[0].spans)) {
+            return Err(TopologyProblem::Spans { smaller: two[0].spans, larger: two[1].spans });
+        }
         outside.extend(network.map(|vertex| Outside { vertex, spans: u32::MAX }));
         let Self { graph, gpus, .. } = self;
-        let width = |edge, _| {
-            let edge: &Edge = &graph[edge];
-            edge.bytes_per_second()
+        let width = |edge: EdgeIndex, _: NodeIndex| graph[edge].bytes_per_second();
+        let of_fabric = |edge: EdgeIndex, from: NodeIndex| match graph[edge].kind.is_gpu_fabric() {
+            true => width(edge, from),
+            false => 0,
         };
-        let reach = (0..gpus as usize).map(|gpu| reach(&graph, NodeIndex::new(gpu), width)).collect();
-        Ok(Node { graph, gpus: gpus as usize, outside, reach })
+        let from_all = |width: &dyn Fn(EdgeIndex, NodeIndex) -> u64| {
+            (0..gpus as usize).map(|gpu| reach(&graph, NodeIndex::new(gpu), width)).collect()
+        };
+        let (all, fabric) = (from_all(&width), from_all(&of_fabric));
+        Ok(Node { graph, gpus: gpus as usize, outside, reach: all, fabric })
     }
 
     fn add(
@@ -257,12 +264,14 @@ impl<'a> Builder<'a> {
         let name = hub.name.text();
         let bandwidth = hub.bandwidth.ok_or_else(|| TopologyProblem::NoBandwidth { hub: name.to_owned() })?;
         let edge = edge(hub.kind.edge(), hub.count, bandwidth, hub.latency, name)?;
-        // A hub of a machine whose devices are as many as are asked for serves those there are.
-        let detected = self.document.gpus == Count::Detected;
-        let members: Vec<u32> = gpus.iter().filter(|gpu| !detected || *gpu < self.gpus).collect();
-        let hubs: Vec<&str> = hub.name.iter().collect();
+        let hubs: Vec<String> = hub.name.iter().collect();
+        let members: Vec<u32> = gpus.iter().collect();
         for (gpu, to) in deal(members.len(), &hub.name, "GPUs")? {
-            self.join(&format!("gpu{}", members[gpu]), hubs[to], edge)?;
+            // A hub of a machine whose devices are as many as are asked for serves those there are.
+            let there = self.document.gpus != Count::Detected || members[gpu] < self.gpus;
+            if there {
+                self.join(&format!("gpu{}", members[gpu]), &hubs[to], edge)?;
+            }
         }
         Ok(())
     }
@@ -273,18 +282,18 @@ impl<'a> Builder<'a> {
         let bandwidth = hub.uplink.or(hub.bandwidth);
         let bandwidth = bandwidth.ok_or_else(|| TopologyProblem::NoBandwidth { hub: name.to_owned() })?;
         let edge = edge(hub.kind.edge(), 1, bandwidth, hub.latency, name)?;
-        let (hubs, above): (Vec<&str>, Vec<&str>) = (hub.name.iter().collect(), on.iter().collect());
+        let (hubs, above): (Vec<String>, Vec<String>) = (hub.name.iter().collect(), on.iter().collect());
         for (of, to) in deal(hubs.len(), on, "hubs")? {
-            self.join(hubs[of], above[to], edge)?;
+            self.join(&hubs[of], &above[to], edge)?;
         }
         Ok(())
     }
 
     fn connect_nic(&mut self, nic: &Nic) -> Result<(), TopologyProblem> {
         let edge = edge(EdgeKind::Pcie, 1, nic.pcie.unwrap_or(nic.bandwidth), None, nic.name.text())?;
-        let (nics, hubs): (Vec<&str>, Vec<&str>) = (nic.name.iter().collect(), nic.on.iter().collect());
+        let (nics, hubs): (Vec<String>, Vec<String>) = (nic.name.iter().collect(), nic.on.iter().collect());
         for (of, to) in deal(nics.len(), &nic.on, "network cards")? {
-            self.join(nics[of], hubs[to], edge)?;
+            self.join(&nics[of], &hubs[to], edge)?;
         }
         Ok(())
     }
@@ -295,14 +304,14 @@ impl<'a> Builder<'a> {
             (Some([from, to]), None) => {
                 let name = format!("{} and {}", from.text(), to.text());
                 let edge = edge(*kind, *count, *bandwidth, *latency, &name)?;
-                let (froms, tos): (Vec<&str>, Vec<&str>) = (from.iter().collect(), to.iter().collect());
+                let (froms, tos): (Vec<String>, Vec<String>) = (from.iter().collect(), to.iter().collect());
                 for (from, end) in deal(froms.len(), to, "ends")? {
-                    self.join(froms[from], tos[end], edge)?;
+                    self.join(&froms[from], &tos[end], edge)?;
                 }
             }
             (None, Some(among)) => {
                 let edge = edge(*kind, *count, *bandwidth, *latency, among.text())?;
-                let names: Vec<&str> = among.iter().collect();
+                let names: Vec<String> = among.iter().collect();
                 for (at, from) in names.iter().enumerate() {
                     for to in &names[at + 1..] {
                         self.join(from, to, edge)?;
@@ -316,21 +325,32 @@ impl<'a> Builder<'a> {
 
     fn connect_network(&mut self) -> Result<Option<NodeIndex>, TopologyProblem> {
         let Some(network) = &self.document.network else { return Ok(None) };
-        let mut doors: Vec<(String, Bandwidth)> = Vec::new();
-        let nics = || {
-            self.document.nics.iter().flat_map(|nic| nic.name.iter().map(move |name| (name, nic.bandwidth)))
+        let of_nic = |nic: &Nic| {
+            let bandwidth = nic.bandwidth;
+            nic.name.iter().map(move |name| (name, bandwidth)).collect::<Vec<_>>()
         };
-        match network.via.is_empty() {
-            true => doors.extend(nics().map(|(name, bandwidth)| (name.to_owned(), bandwidth))),
-            false => {
+        let nics: BTreeMap<String, Bandwidth> = self.document.nics.iter().flat_map(of_nic).collect();
+        let mut doors: BTreeMap<String, Bandwidth> = BTreeMap::new();
+        match (network.via.is_empty(), network.bandwidth) {
+            (true, None) => doors = nics,
+            (true, Some(_)) => {
+                return Err(TopologyProblem::NetworkWithout {
+                    missing: "hubs in `via`, for its `bandwidth`",
+                });
+            }
+            (false, bandwidth) => {
+                let count = network.via.iter().map(Names::len).sum();
+                if count > MAX_PARTS {
+                    return Err(TopologyProblem::TooMany { count, what: "ways to the network" });
+                }
                 for name in network.via.iter().flat_map(Names::iter) {
-                    let own = nics().find(|(nic, _)| *nic == name).map(|(_, bandwidth)| bandwidth);
+                    // A network card has a bandwidth of its own.
                     let missing = "a `bandwidth` for hubs that are no network cards";
-                    let bandwidth = network.bandwidth.or(own);
-                    doors.push((
-                        name.to_owned(),
-                        bandwidth.ok_or(TopologyProblem::NetworkWithout { missing })?,
-                    ));
+                    let bandwidth = nics.get(&name).copied().or(bandwidth);
+                    let bandwidth = bandwidth.ok_or(TopologyProblem::NetworkWithout { missing })?;
+                    if doors.insert(name.clone(), bandwidth).is_some() {
+                        return Err(TopologyProblem::NameTwice { name });
+                    }
                 }
             }
         }
@@ -349,21 +369,21 @@ impl<'a> Builder<'a> {
 
     /// What hubs are `on` leads up to a root.
     fn check_no_cycle(&self) -> Result<(), TopologyProblem> {
-        let mut above: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        let mut above: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for hub in &self.document.hubs {
             let Some(on) = &hub.on else { continue };
-            let (hubs, ons): (Vec<&str>, Vec<&str>) = (hub.name.iter().collect(), on.iter().collect());
+            let (hubs, ons): (Vec<String>, Vec<String>) = (hub.name.iter().collect(), on.iter().collect());
             for (of, to) in deal(hubs.len(), on, "hubs")? {
-                above.entry(hubs[of]).or_default().push(ons[to]);
+                above.entry(hubs[of].clone()).or_default().push(ons[to].clone());
             }
         }
-        for &start in above.keys() {
+        for start in above.keys() {
             let mut at = vec![start];
-            let mut seen = std::collections::BTreeSet::new();
+            let mut seen = BTreeSet::new();
             while let Some(hub) = at.pop() {
-                for &next in above.get(hub).into_iter().flatten() {
+                for next in above.get(hub).into_iter().flatten() {
                     if next == start {
-                        return Err(TopologyProblem::Cycle { name: start.to_owned() });
+                        return Err(TopologyProblem::Cycle { name: start.clone() });
                     }
                     if seen.insert(next) {
                         at.push(next);

@@ -1,14 +1,19 @@
 //! What can be wrong with a topology.
 
-use super::schema::{MAX_COUNT, MAX_EDGES, MAX_GPUS, MAX_GPUS_PER_NODE, MAX_PARTS};
+use super::{
+    names::{Names, Numbers},
+    schema::{MAX_COUNT, MAX_EDGES, MAX_GPUS, MAX_GPUS_PER_NODE, MAX_PARTS},
+};
 use crate::{quote::quote, yaml::YamlError};
 
 /// Why a text is no topology.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{origin}: {problem}")]
+#[error("{origin}: {}{problem}", place.map_or(String::new(), |(line, column)| format!("line {line}, column {column}: ")))]
 pub struct TopologyError {
     /// The file or the built-in's name.
     pub origin: String,
+    /// Line and column of the name that is wrong, from 1, where it is one.
+    pub place: Option<(usize, usize)>,
     /// What is wrong.
     pub problem: TopologyProblem,
 }
@@ -97,6 +102,16 @@ pub enum TopologyProblem {
         /// The hub.
         hub: String,
     },
+    /// Hubs whose nodes overlap without one holding the other.
+    #[error(
+        "hubs that span {smaller} and {larger} nodes overlap: the larger must be a multiple of the smaller"
+    )]
+    Spans {
+        /// The smaller number of nodes.
+        smaller: u32,
+        /// The larger.
+        larger: u32,
+    },
     /// Numbers of things that cannot be dealt to each other.
     #[error("{} {of} cannot be dealt evenly to the {} of {}", dealt.0, dealt.1, quote(to))]
     NotDealt {
@@ -151,6 +166,64 @@ pub enum TopologyProblem {
         /// The key.
         key: &'static str,
     },
+}
+
+impl TopologyProblem {
+    /// The word of the file that is wrong, and which time it stands there.
+    fn word(&self) -> Option<(&str, usize)> {
+        match self {
+            Self::NameTwice { name } => Some((name, 1)),
+            Self::UnknownName { name, .. }
+            | Self::Connections { name, .. }
+            | Self::SelfLink { name }
+            | Self::Cycle { name }
+            | Self::UnknownGpu { kind: name, .. }
+            | Self::NoBandwidth { hub: name }
+            | Self::SpansNothing { hub: name }
+            | Self::NotDealt { to: name, .. } => Some((name, 0)),
+            _ => None,
+        }
+    }
+
+    /// This problem of `text`, with its place.
+    pub(super) fn of(self, text: &str, origin: &str) -> TopologyError {
+        let place = self.word().and_then(|(word, time)| place(text, word, time));
+        TopologyError { origin: origin.to_owned(), place, problem: self }
+    }
+}
+
+/// Line and column, from 1, of the word in `text` that names `name` as the `time`th, by itself or in a run; comments are left
+/// out, and so are keys.
+fn place(text: &str, name: &str, time: usize) -> Option<(usize, usize)> {
+    let is_of_word = |letter: char| letter.is_alphanumeric() || "_.:-".contains(letter);
+    let number = name.strip_prefix("gpu").and_then(|number| number.parse().ok());
+    let mut times = 0;
+    for (at, line) in text.lines().enumerate() {
+        let code = if line.starts_with('#') { "" } else { line.split(" #").next().unwrap_or(line) };
+        // The count of all GPUs is no list of them.
+        let of_gpus = code.contains("gpus:") && !code.starts_with("gpus:");
+        let mut start = 0;
+        while let Some(skip) = code[start..].find(is_of_word) {
+            start += skip;
+            let end = code[start..].find(|letter| !is_of_word(letter)).map_or(code.len(), |end| start + end);
+            let word = &code[start..end];
+            let run = word.parse::<Names>();
+            let numbers = number
+                .filter(|_| of_gpus)
+                .map(|number: u32| Numbers::parse(word).is_ok_and(|all| all.iter().any(|one| one == number)));
+            if run.is_ok_and(|run| run.iter().any(|one| one == *name))
+                || numbers == Some(true)
+                || code[start..].starts_with(name)
+            {
+                if times == time {
+                    return Some((at + 1, code[..start].chars().count() + 1));
+                }
+                times += 1;
+            }
+            start = end;
+        }
+    }
+    None
 }
 
 impl TopologyError {

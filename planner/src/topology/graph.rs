@@ -8,6 +8,7 @@ use super::{
 };
 use petgraph::{
     graph::{NodeIndex, UnGraph},
+    unionfind::UnionFind,
     visit::EdgeRef,
 };
 use std::collections::BTreeMap;
@@ -60,6 +61,8 @@ pub(super) struct Node {
     pub(super) outside: Vec<Outside>,
     /// From each GPU of the node to all vertices.
     pub(super) reach: Vec<Reach>,
+    /// The same over NVLink and xGMI alone.
+    pub(super) fabric: Vec<Reach>,
 }
 
 /// A thing in a node.
@@ -215,44 +218,33 @@ impl Topology {
     /// GPUs that reach each other over NVLink or xGMI alone, by their places in [`Topology::gpus`]; only those of two or more.
     pub fn fabric_domains(&self) -> Vec<Vec<usize>> {
         let per_node = self.gpus_per_node();
-        let fabric = |path: Option<Path>| path.is_some_and(|path| path.kind.is_gpu_fabric());
-        // Of a node: paths lead both ways, so whoever is reached from the first of a set reaches it. GPUs forward nothing, so a
-        // set grows by what any of its members reaches.
-        let mut left: Vec<usize> = (0..per_node).collect();
-        let mut of_node: Vec<Vec<usize>> = Vec::new();
-        while let Some(first) = left.first().copied() {
-            let mut set = vec![first];
-            left.remove(0);
-            let mut looked_at = 0;
-            while let Some(&from) = set.get(looked_at) {
-                let (near, far): (Vec<usize>, Vec<usize>) =
-                    left.iter().partition(|&&to| fabric(self.node.reach[from].path(to)));
-                set.extend(near);
-                left = far;
-                looked_at += 1;
-            }
-            set.sort_unstable();
-            of_node.push(set);
-        }
-        let shared = self.node.outside.iter().filter(|outside| {
-            of_node.iter().flatten().any(|&gpu| fabric(self.node.reach[gpu].path(outside.vertex.index())))
-        });
-        let span = shared.map(|outside| outside.spans as usize).max().unwrap_or(1);
-        let nodes: Vec<usize> = (0..self.nodes as usize).collect();
-        let mut domains: Vec<Vec<usize>> = nodes
-            .chunks(span)
-            .flat_map(|together| {
-                let of = |set: &Vec<usize>, nodes: &[usize]| -> Vec<usize> {
-                    nodes.iter().flat_map(|node| set.iter().map(move |gpu| node * per_node + gpu)).collect()
+        // Things of all nodes, those of a node beside each other: its GPUs, then the hubs of fabrics. A shared hub is that of the
+        // first node that has it.
+        let is_hub = |vertex: &NodeIndex| self.node.graph[*vertex].kind == VertexKind::Hub(HubKind::Nvswitch);
+        let hubs: Vec<NodeIndex> = self.node.graph.node_indices().filter(is_hub).collect();
+        let vertices = per_node + hubs.len();
+        let mut sets: UnionFind<usize> = UnionFind::new(vertices * self.nodes as usize);
+        for node in 0..self.nodes as usize {
+            for edge in self.node.graph.edge_references().filter(|edge| edge.weight().kind.is_gpu_fabric()) {
+                // A link may lead to a hub of another kind, which joins nothing.
+                let place = |end: NodeIndex| {
+                    let span = self.node.graph[end].spans as usize;
+                    let hub = || hubs.binary_search(&end).ok().map(|hub| per_node + hub);
+                    let thing = if end.index() < per_node { Some(end.index()) } else { hub() };
+                    thing.map(|thing| node / span * span * vertices + thing)
                 };
-                match span {
-                    1 => of_node.iter().map(|set| of(set, together)).collect::<Vec<_>>(),
-                    // A hub that nodes share joins the sets of a node too, if there are several.
-                    _ => vec![of(&of_node.concat(), together)],
+                if let (Some(from), Some(to)) = (place(edge.source()), place(edge.target())) {
+                    sets.union(from, to);
                 }
-            })
-            .collect();
-        domains.retain(|domain| domain.len() > 1);
+            }
+        }
+        let mut domains: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for gpu in 0..self.gpus.len() {
+            let set = sets.find(gpu / per_node * vertices + gpu % per_node);
+            domains.entry(set).or_default().push(gpu);
+        }
+        let mut domains: Vec<Vec<usize>> = domains.into_values().filter(|domain| domain.len() > 1).collect();
+        domains.sort();
         domains
     }
 

@@ -1,12 +1,12 @@
 //! Names and numbers that stand for several: `nic0-7`, `0-3,6`.
 
-use crate::quote::quote;
+use crate::{quote::quote, yaml::Parsed};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{Unexpected, Visitor},
 };
-use std::{borrow::Cow, collections::BTreeSet, fmt};
+use std::{borrow::Cow, collections::BTreeSet, fmt, str::FromStr};
 
 /// Largest number in a list, and most names that one text stands for.
 const MOST: u32 = 1024;
@@ -14,23 +14,30 @@ const MOST: u32 = 1024;
 /// Longest name, in bytes.
 const LONGEST_NAME: usize = 64;
 
-/// One name, or a run of them: `cpu0`, or `cpu0-1` for `cpu0` and `cpu1`. Never empty.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+/// One name, or a run of them: `cpu0`, or `cpu0-1` for `cpu0` and `cpu1`. Never empty, and no larger than its text: what it stands
+/// for is made when it is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(into = "String")]
 pub(super) struct Names {
     text: String,
-    names: Vec<String>,
+    /// The first number of a run, and how many numbers it has.
+    run: Option<(u32, u32)>,
 }
 
 impl Names {
     /// Each of the names.
-    pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.names.iter().map(String::as_str)
+    pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = String> {
+        let prefix = run(&self.text).filter(|_| self.run.is_some()).map_or("", |(prefix, ..)| prefix);
+        let (start, count) = self.run.unwrap_or((0, 1));
+        (0..self.len()).map(move |at| match (self.run, u32::try_from(at)) {
+            (Some(_), Ok(at)) if at < count => format!("{prefix}{}", start + at),
+            _ => self.text.clone(),
+        })
     }
 
     /// How many names.
     pub(super) fn len(&self) -> usize {
-        self.names.len()
+        self.run.map_or(1, |(_, count)| count as usize)
     }
 
     /// As it was written.
@@ -39,32 +46,35 @@ impl Names {
     }
 }
 
-impl TryFrom<String> for Names {
-    type Error = String;
+impl FromStr for Names {
+    type Err = String;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, String> {
         let sound = |name: &str| {
             name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.:-".contains(&byte))
                 && (1..=LONGEST_NAME).contains(&name.len())
         };
-        if !sound(&text) {
+        if !sound(text) {
             return Err(format!(
                 "{} is no name: use up to {LONGEST_NAME} letters, digits and `_`, `.`, `:`, `-`",
-                quote(&text)
+                quote(text)
             ));
         }
-        let Some((prefix, start, end)) = run(&text) else {
-            return Ok(Self { names: vec![text.clone()], text });
-        };
+        let Some((_, start, end)) = run(text) else { return Ok(Self { text: text.to_owned(), run: None }) };
         let wrong =
-            || format!("{} is no run of names: write it like cpu0-1, at most {MOST} of them", quote(&text));
+            || format!("{} is no run of names: write it like cpu0-1, at most {MOST} of them", quote(text));
         let (start, end): (u32, u32) =
             (start.parse().map_err(|_| wrong())?, end.parse().map_err(|_| wrong())?);
         if start > end || end - start >= MOST {
             return Err(wrong());
         }
-        let names = (start..=end).map(|number| format!("{prefix}{number}")).collect();
-        Ok(Self { text, names })
+        Ok(Self { text: text.to_owned(), run: Some((start, end - start + 1)) })
+    }
+}
+
+impl<'de> Deserialize<'de> for Names {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Parsed::new("name"))
     }
 }
 
@@ -86,7 +96,7 @@ impl From<Names> for String {
 impl From<&str> for Names {
     /// One name, taken as it is. The caller has made it of sound letters.
     fn from(name: &str) -> Self {
-        Self { text: name.to_owned(), names: vec![name.to_owned()] }
+        Self { text: name.to_owned(), run: None }
     }
 }
 
@@ -125,7 +135,8 @@ impl Numbers {
         self.0.len()
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    /// Reads a list like `0-3,6`.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!("{} is no list of numbers: write it like 0-3,6, each once and below {MOST}", quote(text))
         };
@@ -225,7 +236,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn names(text: &str) -> Result<Vec<String>, String> {
-        Names::try_from(text.to_owned()).map(|names| names.names)
+        text.parse::<Names>().map(|names| names.iter().collect())
     }
 
     #[test]

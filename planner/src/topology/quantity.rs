@@ -3,7 +3,7 @@
 //! k, M, G, T, P are powers of 1000; Ki, Mi, Gi, Ti of 1024; B is bytes, b is bits.
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::{borrow::Cow, fmt, str::FromStr};
 
 /// A text that is no figure with a unit, or one that no machine has.
@@ -20,8 +20,8 @@ pub struct QuantityError {
 macro_rules! quantity {
     ($(#[$doc:meta])* $name:ident in $base:ident: $what:literal, like $example:literal, read by $read:path, most $most:literal = $number:expr) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+        #[serde(into = "String")]
         pub struct $name(u64);
 
         impl $name {
@@ -50,11 +50,9 @@ macro_rules! quantity {
             }
         }
 
-        impl TryFrom<String> for $name {
-            type Error = QuantityError;
-
-            fn try_from(text: String) -> Result<Self, QuantityError> {
-                text.parse()
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_str(crate::yaml::Parsed::new($what))
             }
         }
 

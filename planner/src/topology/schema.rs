@@ -4,6 +4,7 @@ use super::{
     names::{Names, Numbers},
     quantity::{Bandwidth, Bytes, FlopRate, Latency, QuantityError},
 };
+use crate::yaml::Parsed;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
@@ -12,7 +13,7 @@ use serde::{
         value::{MapAccessDeserializer, SeqAccessDeserializer},
     },
 };
-use std::{borrow::Cow, collections::BTreeMap, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt, str::FromStr};
 
 /// Most GPUs in all nodes together.
 pub const MAX_GPUS: u32 = 65_536;
@@ -165,18 +166,24 @@ impl JsonSchema for GpuKinds {
 }
 
 /// A memory's size: a figure, or what the machine at hand has.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(into = "String")]
 pub(super) enum Memory {
     Detected,
     Size(Bytes),
 }
 
-impl TryFrom<String> for Memory {
-    type Error = QuantityError;
+impl<'de> Deserialize<'de> for Memory {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Parsed::new("number of bytes"))
+    }
+}
 
-    fn try_from(text: String) -> Result<Self, QuantityError> {
-        match text.as_str() {
+impl FromStr for Memory {
+    type Err = QuantityError;
+
+    fn from_str(text: &str) -> Result<Self, QuantityError> {
+        match text {
             "detected" => Ok(Self::Detected),
             _ => text.parse().map(Self::Size),
         }

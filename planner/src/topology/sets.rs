@@ -5,7 +5,7 @@
 //! and xGMI further rings run on what the first leave free, in both directions, as NCCL does.
 
 use super::{
-    graph::{Node, Topology, VertexKind},
+    graph::{Edge, Node, Topology, VertexKind},
     paths::{Path, Reach, reach},
     schema::EdgeKind,
 };
@@ -14,10 +14,13 @@ use petgraph::{
     graph::{DiGraph, EdgeIndex, NodeIndex},
     visit::EdgeRef,
 };
-use std::collections::HashMap;
+use std::{collections::HashMap, rc::Rc};
 
 /// Most partial rings that are tried before the best so far is taken; enough to be exact for up to eight GPUs.
 const MOST_TRIED: usize = 20_000;
+
+/// The same for more than eight, where nothing is exact anyway.
+const MOST_TRIED_OF_MANY: usize = 2_000;
 
 /// Most rings side by side; no GPU has more links.
 const MOST_RINGS: usize = 64;
@@ -128,24 +131,35 @@ impl Topology {
             let span = |block: &Vec<&Part>| block[0].node / outside.spans as usize;
             let mut joined: Vec<Vec<&Part>> = Vec::new();
             for together in blocks.chunk_by(|a, b| span(a) == span(b)) {
-                if together.len() > 1 {
-                    for block in together {
-                        let leaves = block.iter().map(|part| {
-                            let flow = known.entry((outside.vertex, part.gpus.as_slice()));
-                            *flow.or_insert_with(|| egress(&self.node, &part.gpus, outside.vertex))
-                        });
-                        let leaves = leaves.fold(0, u64::saturating_add);
-                        if leaves < narrowest.0 {
-                            let path = self.node.reach[block[0].gpus[0]].path(outside.vertex.index());
-                            narrowest = (leaves, path.map_or(EdgeKind::Network, |path| path.kind));
-                        }
+                let leaves = together.iter().map(|block| {
+                    let flows = block.iter().map(|part| {
+                        let flow = known.entry((outside.vertex, part.gpus.as_slice()));
+                        *flow.or_insert_with(|| egress(&self.node, &part.gpus, outside.vertex))
+                    });
+                    flows.fold(0, u64::saturating_add)
+                });
+                let least = leaves.min().unwrap_or(0);
+                // What some cannot reach joins nobody: the next thing that they share does.
+                if together.len() > 1 && least > 0 {
+                    if least < narrowest.0 {
+                        narrowest = (least, self.kind_of_outside(outside.vertex));
                     }
+                    joined.push(together.iter().flatten().copied().collect());
+                } else {
+                    joined.extend_from_slice(together);
                 }
-                joined.push(together.iter().flatten().copied().collect());
             }
             blocks = joined;
         }
         narrowest
+    }
+
+    /// What leads to the network, or to a hub that nodes share.
+    fn kind_of_outside(&self, vertex: NodeIndex) -> EdgeKind {
+        match self.node.graph[vertex].kind {
+            VertexKind::Hub(hub) => hub.edge(),
+            _ => EdgeKind::Network,
+        }
     }
 
     /// What `half` can send to the rest of `all`, over the widest thing that they share.
@@ -178,28 +192,52 @@ fn directed(node: &Node, edge: EdgeIndex, from: NodeIndex) -> usize {
     edge.index() * 2 + usize::from(first != from)
 }
 
-/// The fastest rings through GPUs of one node.
+/// The fastest rings through GPUs of one node: over whatever is widest, or over NVLink and xGMI alone.
 pub(super) fn ring_in_node(node: &Node, gpus: &[usize]) -> Option<Ring> {
+    let of = |reaches: &[Reach]| gpus.iter().map(|&gpu| reaches[gpu].clone()).collect();
+    let any = series(node, gpus, of(&node.reach));
+    // The widest path may be PCIe where each link of a fabric is narrower, and all of them together are not.
+    let fabric = series(node, gpus, of(&node.fabric));
+    match (any, fabric) {
+        (Some(any), Some(fabric)) if fabric.bytes_per_second > any.bytes_per_second => Some(fabric),
+        (any, fabric) => any.or(fabric),
+    }
+}
+
+/// Rings one after the other on what those before left free, the first over the paths of `reaches`; as long as they run over
+/// NVLink or xGMI.
+fn series(node: &Node, gpus: &[usize], mut reaches: Vec<Reach>) -> Option<Ring> {
     let mut free: Vec<u64> =
         node.graph.edge_weights().flat_map(|edge| [edge.bytes_per_second(); 2]).collect();
-    let reaches: Vec<&Reach> = gpus.iter().map(|&gpu| &node.reach[gpu]).collect();
-    let first = Search::new(node, gpus, &reaches, &free).run()?;
-    let mut ring = Ring {
-        bytes_per_second: first.width,
-        kind: first.kind,
-        hop_latency_ns: first.hops.iter().copied().max().unwrap_or(0),
-        latency_ns: first.hops.iter().fold(0, |all: u64, hop| all.saturating_add(*hop)),
-        order: first.order.clone(),
-    };
-    let mut last = first;
-    for _ in 1..MOST_RINGS {
-        if !ring.kind.is_gpu_fabric() {
+    let mut all: Option<Ring> = None;
+    let mut last: Option<Cycle> = None;
+    for _ in 0..MOST_RINGS {
+        let search = Search::new(node, gpus, &reaches, &free);
+        // The way back of a ring is free where the way there was; only then is something else looked for.
+        let back = last.as_ref().and_then(|last| search.back(last)).filter(|back| back.width > 0);
+        let wide_enough =
+            back.as_ref().zip(last.as_ref()).is_some_and(|(back, last)| back.width >= last.width);
+        let next = if wide_enough { back } else { search.run() };
+        let Some(next) = next else { break };
+        match &mut all {
+            Some(ring) => ring.bytes_per_second = ring.bytes_per_second.saturating_add(next.width),
+            None => {
+                all = Some(Ring {
+                    bytes_per_second: next.width,
+                    kind: next.kind,
+                    hop_latency_ns: next.hops.iter().copied().max().unwrap_or(0),
+                    latency_ns: next.hops.iter().fold(0, |all: u64, hop| all.saturating_add(*hop)),
+                    order: next.order.iter().map(|&at| gpus[at]).collect(),
+                });
+            }
+        }
+        if !next.kind.is_gpu_fabric() {
             break;
         }
-        for &used in &last.used {
-            free[used] = free[used].saturating_sub(last.width);
+        for &used in &next.used {
+            free[used] = free[used].saturating_sub(next.width);
         }
-        let reaches: Vec<Reach> = gpus
+        reaches = gpus
             .iter()
             .map(|&gpu| {
                 reach(&node.graph, NodeIndex::new(gpu), |edge, from| {
@@ -208,13 +246,9 @@ pub(super) fn ring_in_node(node: &Node, gpus: &[usize]) -> Option<Ring> {
                 })
             })
             .collect();
-        let Some(next) = Search::new(node, gpus, &reaches.iter().collect::<Vec<_>>(), &free).run() else {
-            break;
-        };
-        ring.bytes_per_second = ring.bytes_per_second.saturating_add(next.width);
-        last = next;
+        last = Some(next);
     }
-    Some(ring)
+    all
 }
 
 /// The search for the widest ring: one after the other, nearest first, giving up where it cannot become wider than the best.
@@ -222,7 +256,7 @@ struct Search<'a> {
     node: &'a Node,
     gpus: &'a [usize],
     /// From each GPU of the set to each other: the path, and its parts as directed connections.
-    legs: Vec<Option<(Path, Vec<usize>)>>,
+    legs: Vec<Option<(Path, Rc<[usize]>)>>,
     /// From each GPU of the set the others, the best reached first.
     nearest: Vec<Vec<usize>>,
     free: &'a [u64],
@@ -239,13 +273,14 @@ struct Cycle {
     width: u64,
     kind: EdgeKind,
     hops: Vec<u64>,
+    /// Places in the set.
     order: Vec<usize>,
     /// The directed connections, as often as they are used.
     used: Vec<usize>,
 }
 
 impl<'a> Search<'a> {
-    fn new(node: &'a Node, gpus: &'a [usize], reaches: &[&Reach], free: &'a [u64]) -> Self {
+    fn new(node: &'a Node, gpus: &'a [usize], reaches: &[Reach], free: &'a [u64]) -> Self {
         let legs: Vec<_> = reaches
             .iter()
             .flat_map(|reach| gpus.iter().map(move |&to| (reach, to)))
@@ -295,27 +330,41 @@ impl<'a> Search<'a> {
         self.order.push(0);
         self.visited[0] = true;
         self.extend(u64::MAX);
-        let (width, order) = self.best.take()?;
-        let legs: Vec<_> = (0..order.len())
-            .filter_map(|at| self.legs[order[at] * order.len() + order[(at + 1) % order.len()]].as_ref())
-            .collect();
+        let (_, order) = self.best.take()?;
+        self.cycle(order)
+    }
+
+    /// The ring that runs the other way round, where there is such a way.
+    fn back(&self, cycle: &Cycle) -> Option<Cycle> {
+        self.cycle(cycle.order.iter().rev().copied().collect())
+    }
+
+    /// The ring through the GPUs of the set in this order.
+    fn cycle(&self, order: Vec<usize>) -> Option<Cycle> {
+        let n = order.len();
+        let legs: Option<Vec<_>> =
+            (0..n).map(|at| self.legs[order[at] * n + order[(at + 1) % n]].as_ref()).collect();
+        let legs = legs?;
         let used: Vec<usize> = legs.iter().flat_map(|(_, parts)| parts.iter().copied()).collect();
+        let mut load = vec![0u64; self.free.len()];
         for &part in &used {
-            self.load[part] += 1;
+            load[part] += 1;
         }
-        let narrowest = used.iter().min_by_key(|&&part| self.free[part] / self.load[part]);
-        let kind = narrowest.map_or(EdgeKind::Memory, |part| self.node.graph[EdgeIndex::new(part / 2)].kind);
+        let share = |part: &usize| self.free[*part] / load[*part];
+        let narrowest = used.iter().copied().min_by_key(share)?;
         Some(Cycle {
-            width,
-            kind,
+            width: share(&narrowest),
+            kind: self.node.graph[EdgeIndex::new(narrowest / 2)].kind,
             hops: legs.iter().map(|(path, _)| path.latency_ns).collect(),
-            order: order.iter().map(|&at| self.gpus[at]).collect(),
+            order,
             used,
         })
     }
 
+    /// Whether nothing wider is left to find, or the search has gone on long enough.
     fn is_done(&self) -> bool {
-        self.best.as_ref().is_some_and(|(width, _)| *width >= self.bound || self.tried >= MOST_TRIED)
+        let most = if self.gpus.len() > 8 { MOST_TRIED_OF_MANY } else { MOST_TRIED };
+        self.tried >= most || self.best.as_ref().is_some_and(|(width, _)| *width >= self.bound)
     }
 
     /// Goes on from the last GPU to each that is left, or closes the ring. `width` is that of the ring so far.
@@ -330,7 +379,7 @@ impl<'a> Search<'a> {
             }
             let Some((_, parts)) = self.legs[from * n + to].clone() else { continue };
             let mut narrower = width;
-            for &part in &parts {
+            for &part in parts.iter() {
                 self.load[part] += 1;
                 narrower = narrower.min(self.free[part] / self.load[part]);
             }
@@ -345,7 +394,7 @@ impl<'a> Search<'a> {
                     self.order.pop();
                 }
             }
-            for part in parts {
+            for &part in parts.iter() {
                 self.load[part] -= 1;
             }
             if self.is_done() {
@@ -355,19 +404,26 @@ impl<'a> Search<'a> {
     }
 }
 
-/// What GPUs of one node can send out of it to the vertex `to` together. Each uses the network cards nearest to it.
+/// What GPUs of one node can send out of it to the vertex `to` together. Each uses the network cards that it reaches best: the
+/// fastest, and of those the nearest.
 fn egress(node: &Node, gpus: &[usize], to: NodeIndex) -> u64 {
     let doors: Vec<NodeIndex> = node.graph.neighbors(to).collect();
-    let nearest = |gpu: usize| {
-        let reached = doors.iter().filter_map(|door| {
+    let best = |gpu: usize| {
+        let way = |door: NodeIndex| {
+            let last = node.graph.edges_connecting(door, to).map(|edge| *edge.weight());
+            let last = last.max_by_key(Edge::bytes_per_second)?;
             let path = node.reach[gpu].path(door.index())?;
-            Some((path.latency_ns, *door))
-        });
-        let reached: Vec<_> = reached.collect();
-        let least = reached.iter().map(|(latency, _)| *latency).min();
-        reached.into_iter().filter(move |(latency, _)| Some(*latency) == least).map(|(_, door)| door)
+            Some(path.then(Path {
+                bytes_per_second: last.bytes_per_second(),
+                kind: last.kind,
+                latency_ns: last.latency_ns,
+            }))
+        };
+        let reached: Vec<_> = doors.iter().filter_map(|&door| Some((way(door)?, door))).collect();
+        let most = reached.iter().map(|(path, _)| path.order()).max();
+        reached.into_iter().filter(move |(path, _)| Some(path.order()) == most).map(|(_, door)| door)
     };
-    let open: Vec<NodeIndex> = gpus.iter().flat_map(|&gpu| nearest(gpu)).collect();
+    let open: Vec<NodeIndex> = gpus.iter().flat_map(|&gpu| best(gpu)).collect();
     // A door that is a GPU of the set needs no way to it.
     let usable = |door: NodeIndex| open.contains(&door) || gpus.contains(&door.index());
     let is_shut = |vertex: NodeIndex| doors.contains(&vertex) && vertex != to && !usable(vertex);

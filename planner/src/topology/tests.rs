@@ -161,6 +161,71 @@ fn hops_that_share_a_connection_share_its_width() {
     assert_eq!(topology.bisection(&[0, 1, 2, 3]).unwrap().bytes_per_second / GB, 10 + 4);
 }
 
+/// Eight GPUs on a bridge, every pair linked.
+fn all_to_all(pcie: u64, link: u64, gpus: usize) -> Topology {
+    let last = gpus - 1;
+    parse(&format!("topology: t\nabout: x\ngpu: {{ kind: X, memory: 1 GiB }}\ngpus: {gpus}\nhubs:\n  - {{ name: cpu, kind: host-bridge, gpus: 0-{last}, bandwidth: {pcie} GB/s }}\nlinks:\n  - {{ kind: xgmi, among: gpu0-{last}, bandwidth: {link} GB/s }}\n")).unwrap()
+}
+
+#[test]
+fn many_narrow_links_are_faster_than_one_wide_slot() {
+    let eight: Vec<usize> = (0..8).collect();
+    for pcie in [10, 12] {
+        let ring = all_to_all(pcie, 10, 8).ring(&eight).unwrap();
+        assert_eq!((ring.bytes_per_second / GB, ring.kind), (60, EdgeKind::Xgmi));
+        assert_eq!(all_to_all(pcie, 10, 8).fabric_domains(), [eight.as_slice()]);
+    }
+    // Both ways round of each ring that goes once over every link.
+    let five: Vec<usize> = (0..5).collect();
+    assert_eq!(ring(&all_to_all(1, 10, 5), &five), 40);
+}
+
+#[test]
+fn the_fastest_network_cards_are_used_before_the_nearest() {
+    let text = "topology: t\nabout: x\ngpu: { kind: X, memory: 1 GiB }\ngpus: 1\nnodes: 2\nhubs:\n  - { name: cpu, kind: host-bridge }\n  - { name: sw, kind: pcie-switch, gpus: 0, bandwidth: 60 GB/s, on: cpu }\nnics:\n  - { name: eno1, on: sw, bandwidth: 1 Gb/s }\n  - { name: mlx5_0, on: cpu, bandwidth: 400 Gb/s }\nnetwork: { kind: x }\n";
+    let machine = parse(text).unwrap();
+    assert_eq!((ring(&machine, &[0, 1]), width(&machine, 0, 1).0), (50, 50));
+    // A card has its own bandwidth, whatever hubs have.
+    let via = text.replace("{ kind: x }", "{ kind: x, bandwidth: 900 GB/s, via: [mlx5_0] }");
+    assert_eq!(ring(&parse(&via).unwrap(), &[0, 1]), 50);
+    let twice = text.replace("{ kind: x }", "{ kind: x, via: [mlx5_0, mlx5_0] }");
+    assert!(matches!(problem(&twice), TopologyProblem::NameTwice { .. }));
+    let vain = text.replace("{ kind: x }", "{ kind: x, bandwidth: 1 GB/s }");
+    assert!(matches!(problem(&vain), TopologyProblem::NetworkWithout { .. }));
+}
+
+#[test]
+fn a_shared_hub_joins_those_that_reach_it() {
+    let text = "topology: t\nabout: x\ngpu: { kind: X, memory: 1 GiB }\ngpus: 4\nnodes: 2\nhubs:\n  - { name: nvs, kind: nvswitch, gpus: 2-3, bandwidth: 400 GB/s, spans: 2 }\n  - { name: cpu, kind: host-bridge, gpus: 0-3, bandwidth: 60 GB/s }\nnetwork: { kind: x, bandwidth: 20 GB/s, via: [cpu] }\n";
+    let machine = parse(text).unwrap();
+    assert_eq!(machine.fabric_domains(), [[2, 3, 6, 7]]);
+    assert_eq!(ring(&machine, &[2, 3, 6, 7]), 400);
+    assert_eq!(ring(&machine, &[0, 4]), 20);
+    let overlap = text.replace("nodes: 2", "nodes: 6").replace(
+        "spans: 2 }",
+        "spans: 2 }\n  - { name: nvt, kind: nvswitch, gpus: 2-3, bandwidth: 1 GB/s, spans: 3 }",
+    );
+    assert!(matches!(problem(&overlap), TopologyProblem::Spans { smaller: 2, larger: 3 }));
+}
+
+#[test]
+fn devices_that_are_not_there_leave_the_others_where_they_are() {
+    let text = "topology: t\nabout: x\ngpu: { kind: X, memory: 1 GiB }\ngpus: detected\nhubs:\n  - { name: cpu, kind: host-bridge }\n  - { name: sw0-1, kind: pcie-switch, gpus: 0-7, bandwidth: 60 GB/s, on: cpu }\n";
+    for devices in 1..8 {
+        let host = HostFacts { devices, memory_bytes: 1 << 30 };
+        let machine = Topology::parse(text, "t", None, Some(host)).unwrap();
+        let to_switch = machine.edges().filter(|(from, to, _)| from.min(to) < &(devices as usize));
+        assert_eq!(to_switch.count(), devices as usize);
+    }
+}
+
+#[test]
+fn figures_that_are_wrong_are_found_at_their_own_place() {
+    let text = small("").replace("10 GB/s", "10 GBs/s");
+    let TopologyProblem::Malformed { line, column, .. } = problem(&text) else { panic!("{text}") };
+    assert_eq!((line, column), (6, 60));
+}
+
 #[test]
 fn several_kinds_of_gpus_are_told_apart() {
     let kinds = "gpu:\n  - { kind: L4, gpus: 0 }\n  - { kind: X, memory: 1 GiB, gpus: 1 }\n";
@@ -241,6 +306,25 @@ fn what_is_wrong_is_named_with_its_place() {
     assert!(matches!(problem(&full), P::TooManyConnections));
     assert!(matches!(problem(&small("").replace("cpu0,", "cpu0, spans: 0,")), P::SpansNothing { .. }));
     assert!(matches!(problem(&small("").replace("gpu: {", "gpu: [] #")), P::Malformed { .. }));
+}
+
+#[test]
+fn a_wrong_name_is_found_in_the_text() {
+    let place = |text: &str| error(text).place;
+    assert_eq!(
+        place(&small("links:\n  - { kind: pcie, between: [gpu0, cpu9], bandwidth: 1 GB/s }\n")),
+        Some((8, 35))
+    );
+    // In a run, in a list of GPUs, and not where a comment has it.
+    assert_eq!(
+        place(&small("links:\n  - { kind: pcie, among: gpu0-3, bandwidth: 1 GB/s }\n")),
+        Some((8, 26))
+    );
+    assert_eq!(place(&small("").replace("0-1", "0-9").replace("about: x", "about: x # gpu2")), Some((6, 44)));
+    assert_eq!(place(&small("  - { name: cpu0, kind: host-bridge }\n")), Some((7, 13)));
+    let unknown = small("").replace("kind: X, memory: 1 GiB", "kind: H100 SXM5 80G");
+    assert_eq!(place(&unknown), Some((3, 14)));
+    assert_eq!(place(&small("nodes: 2\n")), None);
 }
 
 #[test]

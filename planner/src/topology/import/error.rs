@@ -269,7 +269,7 @@ impl ImportError {
                 ));
             }
             P::Topology { problem } => {
-                return TopologyError { origin: String::new(), problem: problem.clone() }.help();
+                return TopologyError { origin: String::new(), place: None, problem: problem.clone() }.help();
             }
         };
         Some(help.to_owned())

@@ -117,7 +117,7 @@ fn named(roots: Vec<Plugged>) -> (Vec<Named<Plugged>>, Vec<Named<Card>>) {
 /// The name that a card gets: its own, unless it is none for a topology file, or another thing's.
 fn card_name(own: &str, used: &BTreeSet<String>, number: usize) -> String {
     let stem = own.trim_end_matches(|letter: char| letter.is_ascii_digit());
-    let is_single = || Names::try_from(own.to_owned()).is_ok_and(|names| names.len() == 1);
+    let is_single = || own.parse::<Names>().is_ok_and(|names| names.len() == 1);
     let is_taken = ["gpu", "cpu", "pcie", "bridge", "network", "nvswitch"].contains(&stem);
     if !is_taken && is_single() && !used.contains(own) {
         return own.to_owned();
@@ -197,7 +197,7 @@ pub(super) fn row<'a>(names: impl Iterator<Item = &'a str>) -> Option<Names> {
     }
     let number = &last[last.trim_end_matches(|letter: char| letter.is_ascii_digit()).len()..];
     let text = format!("{first}-{number}");
-    Names::try_from(text).ok().filter(|row| row.iter().eq(names.iter().copied()))
+    text.parse::<Names>().ok().filter(|row| row.iter().eq(names.iter().copied()))
 }
 
 /// What things are on, one for each of them, as one text; if that is how the things would be dealt to it.
