@@ -73,15 +73,21 @@ pub(crate) enum Topology {
         json: bool,
     },
     /// Shows a machine: its GPUs and how fast they reach each other
-    #[command(after_help = "Example: shardwright topology show dgx-h100")]
+    #[command(after_help = "Example: shardwright topology show dgx-h100 --svg dgx-h100.svg")]
     Show {
         /// A built-in name, or a file
         topology: String,
         /// That many nodes of the same kind
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
         nodes: Option<u32>,
+        /// Show the ranks of this plan on their GPUs
+        #[arg(long, value_name = "PLAN")]
+        plan: Option<PathBuf>,
+        /// Draw it into this file
+        #[arg(long, value_name = "FILE", conflicts_with = "json")]
+        svg: Option<PathBuf>,
         /// Print the file itself
-        #[arg(long, conflicts_with = "json")]
+        #[arg(long, conflicts_with_all = ["json", "plan", "svg"])]
         yaml: bool,
         /// Print JSON
         #[arg(long)]

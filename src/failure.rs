@@ -1,5 +1,6 @@
 //! From typed errors to a message and an exit code: the only place that knows both.
 
+use crate::picture::OverlayError;
 use shardwright_loader::{
     detect::DetectError, device::DeviceError, load::LoadError, schedule::ScheduleError, source::SourceError,
     verify::VerifyError,
@@ -112,6 +113,12 @@ impl From<DetectError> for Failure {
 impl From<ImportError> for Failure {
     fn from(error: ImportError) -> Self {
         Self::new(Kind::BadInput, &error).with_help(error.help())
+    }
+}
+
+impl From<OverlayError> for Failure {
+    fn from(error: OverlayError) -> Self {
+        Self::new(Kind::No, &error).with_help(error.help().to_owned())
     }
 }
 

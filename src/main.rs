@@ -7,6 +7,7 @@ mod failure;
 mod figures;
 mod inputs;
 mod output;
+mod picture;
 
 use clap::Parser;
 use std::{io::Write, process::ExitCode};

@@ -6,18 +6,15 @@ use crate::{
     failure::Failure,
     figures,
     inputs::{topology, topology_text},
-    output::{print_json, print_table, table},
+    output::{print_json, print_table, table, write_whole},
+    picture::{self, Overlay},
 };
 use serde_json::json;
 use shardwright_planner::{
-    quote::escaped,
-    size::{Size, count},
-    topology::{Topology, builtins, json_schema},
+    plan::Plan,
+    topology::{Bandwidth, Topology, VertexKind, builtins, json_schema},
 };
 use std::io::Write;
-
-/// Most GPUs of a node for which every pair is shown.
-const MOST_IN_MATRIX: usize = 8;
 
 pub(crate) fn run(args: cli::Topology, out: &mut dyn Write) -> Result<(), Failure> {
     match args {
@@ -27,9 +24,19 @@ pub(crate) fn run(args: cli::Topology, out: &mut dyn Write) -> Result<(), Failur
         cli::Topology::Show { topology: name, yaml: true, .. } => {
             Ok(out.write_all(topology_text(&name)?.as_bytes())?)
         }
-        cli::Topology::Show { topology: name, nodes, json, .. } => {
-            let machine = topology(&name, nodes, 1)?;
-            if json { show_json(&machine, out) } else { show(&machine, out) }
+        cli::Topology::Show { topology: name, nodes, plan, svg, json, .. } => {
+            let plan = plan.map(|path| Plan::read(&path)).transpose()?;
+            let devices = plan.as_ref().map_or(1, |plan| plan.mesh.world_size());
+            let machine = topology(&name, nodes, devices)?;
+            let overlay = plan.map(|plan| Overlay::new(&plan, &machine)).transpose()?;
+            match svg {
+                Some(path) => {
+                    write_whole(&path, &picture::svg(&machine, overlay.as_ref()))?;
+                    Ok(writeln!(out, "picture written to {}", path.display())?)
+                }
+                None if json => show_json(&machine, overlay.as_ref(), out),
+                None => picture::print(&machine, overlay.as_ref(), out),
+            }
         }
         cli::Topology::Detect(args) => super::topology_detect::run(args, out),
     }
@@ -49,44 +56,7 @@ fn list(as_json: bool, out: &mut dyn Write) -> Result<(), Failure> {
     print_table(out, &table(["topology", "about", "GPUs", "GiB each"], 2, rows))
 }
 
-fn show(machine: &Topology, out: &mut dyn Write) -> Result<(), Failure> {
-    writeln!(out, "{}: {}", escaped(machine.name()), escaped(machine.about()))?;
-    let nodes = count(u64::from(machine.nodes()), "node");
-    writeln!(out, "{nodes} of {}", escaped(&machine.kinds_in_words()))?;
-    for kind in machine.kinds() {
-        let bandwidth = kind.memory_bandwidth.map_or(String::new(), |bandwidth| format!(" at {bandwidth}"));
-        writeln!(out, "{}: {} of memory each{bandwidth}", escaped(&kind.kind), Size(kind.memory_bytes))?;
-    }
-    writeln!(out, "\nconnections of a node, one direction")?;
-    let names: Vec<&str> = machine.vertices().map(|vertex| vertex.name.as_str()).collect();
-    let edges = machine.edges().map(|(from, to, edge)| {
-        [
-            escaped(names[from]),
-            escaped(names[to]),
-            edge.kind.to_string(),
-            gb_per_second(edge.bytes_per_second()),
-        ]
-    });
-    print_table(out, &table(["from", "to", "kind", "GB/s"], 3, edges))?;
-
-    let per_node = machine.gpus_per_node();
-    let width = |from, to| {
-        machine.widest_path(from, to).map_or("-".to_owned(), |path| gb_per_second(path.bytes_per_second))
-    };
-    if (2..=MOST_IN_MATRIX).contains(&per_node) {
-        writeln!(out, "\nwidest path between the GPUs of a node, GB/s")?;
-        for from in 0..per_node {
-            let row: String = (0..per_node).map(|to| format!("{:>8}", width(from, to))).collect();
-            writeln!(out, "{:<6}{row}", format!("gpu{from}"))?;
-        }
-    }
-    if machine.nodes() > 1 {
-        writeln!(out, "\nwidest path between GPUs of different nodes: {} GB/s", width(0, per_node))?;
-    }
-    Ok(())
-}
-
-fn show_json(machine: &Topology, out: &mut dyn Write) -> Result<(), Failure> {
+fn show_json(machine: &Topology, overlay: Option<&Overlay>, out: &mut dyn Write) -> Result<(), Failure> {
     let names: Vec<&str> = machine.vertices().map(|vertex| vertex.name.as_str()).collect();
     let edges: Vec<_> = machine
         .edges()
@@ -101,23 +71,65 @@ fn show_json(machine: &Topology, out: &mut dyn Write) -> Result<(), Failure> {
             })
         })
         .collect();
+    let vertices: Vec<_> = machine
+        .vertices()
+        .map(|vertex| {
+            let (kind, hub) = match vertex.kind {
+                VertexKind::Gpu => ("gpu", None),
+                VertexKind::Hub(hub) => ("hub", Some(hub)),
+                VertexKind::Nic => ("nic", None),
+                VertexKind::Network => ("network", None),
+            };
+            json!({ "name": vertex.name, "kind": kind, "hub": hub, "numa": vertex.numa, "spans": vertex.spans })
+        })
+        .collect();
     let gpus: Vec<_> = machine
         .gpus()
         .iter()
-        .map(|gpu| json!({"name": gpu.name, "node": gpu.node, "index": gpu.index, "kind": machine.kinds()[gpu.kind].kind, "memory_bytes": machine.kinds()[gpu.kind].memory_bytes}))
+        .enumerate()
+        .map(|(place, gpu)| {
+            let kind = machine.kind_of(place);
+            let mut gpu = json!({
+                "name": gpu.name,
+                "node": gpu.node,
+                "index": gpu.index,
+                "kind": kind.kind,
+                "memory_bytes": kind.memory_bytes,
+                "memory_bytes_per_second": kind.memory_bandwidth.map(Bandwidth::bytes_per_second),
+            });
+            if let Some(overlay) = overlay {
+                gpu["rank"] = json!(overlay.rank(place));
+            }
+            gpu
+        })
         .collect();
+    let all: Vec<usize> = (0..machine.gpus().len()).collect();
     print_json(
         out,
         &json!({
             "name": machine.name(),
             "about": machine.about(),
+            "network": machine.network(),
             "gpus": gpus,
+            "node_things": vertices,
             "node_connections": edges,
+            "rings": {
+                "node": ring(machine, &all[..machine.gpus_per_node()]),
+                "all": ring(machine, &all),
+            },
         }),
     )
 }
 
-#[allow(clippy::cast_precision_loss)]
-fn gb_per_second(bytes: u64) -> String {
-    format!("{:.1}", bytes as f64 / 1e9)
+/// How well `gpus` reach each other all at once; null for one alone.
+fn ring(machine: &Topology, gpus: &[usize]) -> serde_json::Value {
+    let Some(ring) = machine.ring(gpus) else { return json!(null) };
+    let bisection = machine.bisection(gpus);
+    json!({
+        "gpus": gpus.len(),
+        "kind": ring.kind,
+        "bytes_per_second": ring.bytes_per_second,
+        "hop_latency_ns": ring.hop_latency_ns,
+        "bisection_bytes_per_second": bisection.map(|bisection| bisection.bytes_per_second),
+    })
 }

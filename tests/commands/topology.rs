@@ -1,6 +1,6 @@
 //! `topology list` and `topology show`.
 
-use crate::support::{shardwright, text};
+use crate::support::{fixture, shardwright, text};
 use std::fs;
 use tempfile::TempDir;
 
@@ -48,4 +48,22 @@ fn the_yaml_that_is_shown_is_read_again() {
             shardwright(&["topology", "show", name]).succeeded()
         );
     }
+}
+
+#[test]
+fn a_plan_is_drawn_on_its_machine_and_on_no_other() {
+    let folder = TempDir::new().unwrap();
+    let (plan, picture) = (folder.path().join("plan.yaml"), folder.path().join("machine.svg"));
+    let checkpoint = fixture("llama-bf16");
+    let machine = ["--topology", "4xa100-pcie-bridged"];
+    let args = ["plan", text(&checkpoint), "--tp", "2", "--pp", "2", "-o", text(&plan)];
+    shardwright(&[&args[..], &machine].concat()).succeeded();
+    let show = ["topology", "show", "4xa100-pcie-bridged", "--plan", text(&plan)];
+    insta::assert_snapshot!("show_with_plan", shardwright(&show).succeeded());
+    let said = shardwright(&[&show[..], &["--svg", text(&picture)]].concat()).succeeded();
+    assert_eq!(said, format!("picture written to {}\n", picture.display()));
+    let drawn = fs::read_to_string(&picture).unwrap();
+    assert!(drawn.contains("rank 3") && drawn.contains("tp group 1"), "{drawn}");
+    let other = ["topology", "show", "2xh100-nvl", "--plan", text(&plan)];
+    shardwright(&other).refused(1, &["4xa100-pcie-bridged", "2xh100-nvl", "help: "]);
 }

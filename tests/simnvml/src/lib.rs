@@ -1,6 +1,6 @@
 //! A simulated NVML: the C functions of `libnvidia-ml.so` that shardwright calls, answering from a file.
 //!
-//! For tests; it never ships. `SIMNVML` names a JSON file with a [`Machine`]: its GPUs, and which functions fail with which
+//! For tests; it never ships. `SIMNVML` names a JSON file with a `Machine`: its GPUs, and which functions fail with which
 //! code. Layouts and codes are those of `nvml-wrapper-sys`, which were made from NVIDIA's `nvml.h`.
 //!
 //! What it can't do: show that a driver answers like this. Its machines are written after NVIDIA's documentation of NVML and what
