@@ -4,7 +4,7 @@ use super::{
     HostFacts,
     error::{TopologyError, TopologyProblem},
     gpus::{known_gpu, known_gpus},
-    graph::{Edge, Gpu, GpuKind, Node, Outside, Topology, Vertex, VertexKind},
+    graph::{Gpu, GpuKind, Node, Outside, Topology},
     names::{Names, dealt},
     paths::reach,
     quantity::{Bandwidth, Latency},
@@ -12,6 +12,7 @@ use super::{
         Count, Document, EdgeKind, Hub, Link, MAX_COUNT, MAX_EDGES, MAX_GPUS, MAX_GPUS_PER_NODE, MAX_PARTS,
         Memory, Nic,
     },
+    vertex::{Edge, Vertex, VertexKind},
 };
 use crate::{nearest::nearest, yaml};
 use petgraph::graph::{EdgeIndex, NodeIndex, UnGraph};

@@ -18,16 +18,18 @@ mod schema;
 mod sets;
 #[cfg(test)]
 mod tests;
+mod vertex;
 
 pub use error::{TopologyError, TopologyProblem};
 pub use gpus::{GpuLinks, KnownGpu, gpu_named, gpu_of_pci, known_gpu, known_gpus};
-pub use graph::{Edge, Gpu, GpuKind, Topology, Vertex, VertexKind};
+pub use graph::{Gpu, GpuKind, Topology};
 pub use library::{builtin, builtins};
 pub use names::runs;
 pub use paths::Path;
 pub use quantity::{Bandwidth, Bytes, FlopRate, Latency, QuantityError};
 pub use schema::{EdgeKind, HubKind, MAX_GPUS, NumberKind, json_schema};
 pub use sets::{Bisection, Ring};
+pub use vertex::{Edge, Vertex, VertexKind};
 
 /// What a topology may ask of the machine that it is used on (`detected` in its text). The caller finds it out: this crate
 /// reads no environment.

@@ -1,8 +1,8 @@
 //! Ways from one GPU to the other things of a node.
 
 use super::{
-    graph::{Edge, Vertex, VertexKind},
     schema::EdgeKind,
+    vertex::{Edge, Vertex, VertexKind},
 };
 use petgraph::{
     graph::{EdgeIndex, NodeIndex, UnGraph},

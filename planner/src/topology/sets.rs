@@ -5,9 +5,10 @@
 //! and xGMI further rings run on what the first leave free, in both directions, as NCCL does.
 
 use super::{
-    graph::{Edge, Node, Topology, VertexKind},
+    graph::{Node, Topology},
     paths::{Path, Reach, reach},
     schema::EdgeKind,
+    vertex::{Edge, VertexKind},
 };
 use petgraph::{
     algo::ford_fulkerson,
