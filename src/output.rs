@@ -39,6 +39,14 @@ pub(crate) fn escaped_line(text: &str) -> String {
         .collect()
 }
 
+/// Says on stderr what could not be found out, or was assumed.
+pub(crate) fn print_notes(notes: &[impl ToString]) {
+    for note in notes {
+        // What is printed on stdout may be read by a program; and nothing is amiss when nobody reads this.
+        let _ = writeln!(std::io::stderr(), "note: {}", escaped_line(&note.to_string()));
+    }
+}
+
 /// Prints a table without blanks at the ends of its lines.
 pub(crate) fn print_table(out: &mut dyn Write, table: &Table) -> Result<(), Failure> {
     for line in table.lines() {

@@ -23,9 +23,14 @@ impl fmt::Display for Size {
     }
 }
 
-/// `1 row`, `2 rows`.
+/// `1 row`, `2 rows`, `2 switches`.
 pub fn count(number: u64, thing: &str) -> String {
-    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+    let ending = match number {
+        1 => "",
+        _ if thing.ends_with("ch") => "es",
+        _ => "s",
+    };
+    format!("{number} {thing}{ending}")
 }
 
 #[cfg(test)]

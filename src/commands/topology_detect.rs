@@ -3,17 +3,14 @@
 use crate::{
     cli,
     failure::Failure,
-    output::{escaped_line, write_whole},
+    output::{escaped_line, print_notes, write_whole},
 };
 use shardwright_loader::detect::{Sources, detect};
 use shardwright_planner::{
     quote::escaped,
     topology::import::{GpuChoice, LinkTarget, PciDevice, PciTree, topology_of_tree},
 };
-use std::{
-    fmt::Write as _,
-    io::{Write, stderr},
-};
+use std::{fmt::Write as _, io::Write};
 
 pub(crate) fn run(args: cli::Detect, out: &mut dyn Write) -> Result<(), Failure> {
     let usual = Sources::default();
@@ -21,12 +18,12 @@ pub(crate) fn run(args: cli::Detect, out: &mut dyn Write) -> Result<(), Failure>
         Sources { sysfs: args.sysfs.unwrap_or(usual.sysfs), cpuinfo: args.cpuinfo.unwrap_or(usual.cpuinfo) };
     let found = detect(&sources)?;
     if args.tree {
-        tell(&found.notes);
+        print_notes(&found.notes);
         return Ok(out.write_all(drawn(&found.tree).as_bytes())?);
     }
     let imported = topology_of_tree(&args.name, "NVML and sysfs", &found.tree, &GpuChoice::default())?;
-    tell(&found.notes);
-    tell(&imported.notes);
+    print_notes(&found.notes);
+    print_notes(&imported.notes);
     let comments = found.notes.iter().map(|note| format!("# {}\n", escaped_line(&note.to_string())));
     let yaml = comments.collect::<String>() + &imported.yaml;
     match args.output {
@@ -37,14 +34,6 @@ pub(crate) fn run(args: cli::Detect, out: &mut dyn Write) -> Result<(), Failure>
         None => out.write_all(yaml.as_bytes())?,
     }
     Ok(())
-}
-
-/// Says on stderr what could not be found out, or was assumed.
-fn tell(notes: &[impl ToString]) {
-    for note in notes {
-        // What is printed may be read by a program; and nothing is amiss when nobody reads this.
-        let _ = writeln!(stderr(), "note: {}", escaped_line(&note.to_string()));
-    }
 }
 
 /// What was found, one line a thing, indented by what it is plugged into.

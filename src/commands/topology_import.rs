@@ -3,7 +3,7 @@
 use crate::{
     cli::Import,
     failure::{Failure, Kind},
-    output::write_whole,
+    output::{print_notes, write_whole},
 };
 use shardwright_planner::{
     quote::quote,
@@ -34,10 +34,7 @@ pub(crate) fn run(args: &Import, out: &mut dyn Write) -> Result<(), Failure> {
             memory: args.gpu_memory,
         },
     })?;
-    for note in &imported.notes {
-        // Nobody is left to tell when stderr is gone.
-        let _ = writeln!(io::stderr(), "note: {note}");
-    }
+    print_notes(&imported.notes);
     match &args.output {
         Some(path) => {
             write_whole(path, &imported.yaml)?;

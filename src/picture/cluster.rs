@@ -164,15 +164,12 @@ fn inventory(parts: &Parts) -> String {
             None => counted.push((kind, 1)),
         }
     }
-    let words: Vec<String> = counted
-        .into_iter()
-        .map(|(kind, number)| count(number, kind).replace("switchs", "switches"))
-        .collect();
+    let words: Vec<String> = counted.into_iter().map(|(kind, number)| count(number, kind)).collect();
     words.join(", ")
 }
 
-/// All nodes as tiles, those that share a fabric under its bar, with the upper left corner at `x`, `y`, about as wide as `room`. Gives back the right
-/// and lower end, and where lines to the network begin, if each node has its own.
+/// All nodes as tiles, those that share a fabric under its bar, with the upper left corner at `x`, `y`, about as wide as `room`.
+/// Gives back the right and lower end, and where lines to the network begin, if each node has its own.
 pub(super) fn draw(
     scene: &mut Scene,
     machine: &Topology,

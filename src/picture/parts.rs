@@ -1,6 +1,6 @@
 //! What a node consists of, as people see it: what is plugged into what, and what joins GPUs past that.
 
-use shardwright_planner::topology::{Edge, EdgeKind, HubKind, Topology, Vertex, VertexKind};
+use shardwright_planner::topology::{Edge, EdgeKind, HubKind, Topology, Vertex, VertexKind, joined};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A node taken apart. Things are named by their places in [`Topology::vertices`]; GPUs come first.
@@ -166,9 +166,9 @@ impl<'a> Parts<'a> {
                 }
             }
         }
-        fabrics.extend(components(self.gpus, direct).into_iter().map(|gpus| {
+        fabrics.extend(joined(self.gpus, direct.iter().map(|&(a, b, _)| (a, b))).into_iter().map(|gpus| {
             let links: Vec<_> = direct.iter().filter(|(from, _, _)| gpus.contains(from)).copied().collect();
-            Fabric { shape: shape(&gpus, links), gpus }
+            Fabric { shape: shape(links), gpus }
         }));
         fabrics
     }
@@ -197,39 +197,22 @@ impl<'a> Parts<'a> {
 
     /// How the roots are linked, if each is with each and all alike; of three or more.
     pub(super) fn sockets_alike(&self) -> Option<Edge> {
-        let pairs: BTreeSet<(usize, usize)> =
-            self.sockets.iter().map(|&(a, b, _)| (a.min(b), a.max(b))).collect();
-        let linked: BTreeSet<usize> = pairs.iter().flat_map(|&(a, b)| [a, b]).collect();
-        let first = self.sockets.first()?.2;
-        let alike = self.sockets.iter().all(|(_, _, edge)| *edge == first);
-        let all = linked.len() > 2
-            && pairs.len() == linked.len() * (linked.len() - 1) / 2
-            && self.sockets.len() == pairs.len();
-        (alike && all).then_some(first)
+        each_with_each(&self.sockets)
     }
 }
 
-/// GPUs that direct links join, in sets of two or more.
-fn components(gpus: usize, links: &[(usize, usize, Edge)]) -> Vec<Vec<usize>> {
-    let mut set_of: Vec<usize> = (0..gpus).collect();
-    for &(a, b, _) in links {
-        let (kept, gone) = (set_of[a], set_of[b]);
-        set_of.iter_mut().filter(|set| **set == gone).for_each(|set| *set = kept);
-    }
-    let mut sets: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    for (gpu, set) in set_of.into_iter().enumerate() {
-        sets.entry(set).or_default().push(gpu);
-    }
-    let mut sets: Vec<Vec<usize>> = sets.into_values().filter(|set| set.len() > 1).collect();
-    sets.sort();
-    sets
-}
-
-fn shape(gpus: &[usize], links: Vec<(usize, usize, Edge)>) -> Shape {
+/// What the links are, if they join three or more things, each with each once, and are all alike.
+fn each_with_each(links: &[(usize, usize, Edge)]) -> Option<Edge> {
     let pairs: BTreeSet<(usize, usize)> = links.iter().map(|&(a, b, _)| (a.min(b), a.max(b))).collect();
-    let all = gpus.len() > 2
-        && pairs.len() == links.len()
-        && pairs.len() == gpus.len() * (gpus.len() - 1) / 2
-        && links.iter().all(|(_, _, edge)| *edge == links[0].2);
-    if all { Shape::EveryPair(links[0].2) } else { Shape::Links(links) }
+    let linked = pairs.iter().flat_map(|&(a, b)| [a, b]).collect::<BTreeSet<usize>>().len();
+    let all = linked > 2 && pairs.len() == linked * (linked - 1) / 2 && pairs.len() == links.len();
+    let first = links.first()?.2;
+    (all && links.iter().all(|(_, _, edge)| *edge == first)).then_some(first)
+}
+
+fn shape(links: Vec<(usize, usize, Edge)>) -> Shape {
+    match each_with_each(&links) {
+        Some(edge) => Shape::EveryPair(edge),
+        None => Shape::Links(links),
+    }
 }

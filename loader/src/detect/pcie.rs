@@ -1,36 +1,23 @@
 //! How fast a PCI Express link is.
 
-/// Rates of a lane, generation by generation: thousandths of a GT/s, and the share of the bits that carry data.
-///
-/// Source: PCI Express base specification. 8b/10b up to generation 2, 128b/130b up to 5, from 6 on flits of 256 bytes of which
-/// 242 are for transactions and links.
-const RATES: [(u64, u64, u64); 6] = [
-    (2_500, 8, 10),
-    (5_000, 8, 10),
-    (8_000, 128, 130),
-    (16_000, 128, 130),
-    (32_000, 128, 130),
-    (64_000, 242, 256),
-];
+use shardwright_planner::topology::{pcie_bytes_per_second, pcie_rate};
 
 /// Widths that the specification has.
 const WIDTHS: [u64; 7] = [1, 2, 4, 8, 12, 16, 32];
 
 /// Bytes per second in one direction of `lanes` lanes of generation 1 to 6; `None` for what no link is.
 pub(super) fn of_generation(generation: u32, lanes: u64) -> Option<u64> {
-    let index = usize::try_from(generation).ok()?.checked_sub(1)?;
-    link(*RATES.get(index)?, lanes)
+    link(pcie_rate(generation)?, lanes)
 }
 
 /// Bytes per second in one direction of `lanes` lanes at a rate as sysfs writes it: `32.0 GT/s PCIe`.
 pub(super) fn of_rate(rate: &str, lanes: u64) -> Option<u64> {
     let (number, _) = rate.split_once(" GT/s")?;
-    let rate = thousandths(number)?;
-    link(*RATES.iter().find(|known| known.0 == rate)?, lanes)
+    link(thousandths(number)?, lanes)
 }
 
-fn link((rate, data, bits): (u64, u64, u64), lanes: u64) -> Option<u64> {
-    WIDTHS.contains(&lanes).then(|| rate * 1_000_000 * lanes * data / bits / 8)
+fn link(rate: u64, lanes: u64) -> Option<u64> {
+    pcie_bytes_per_second(rate, lanes).filter(|_| WIDTHS.contains(&lanes))
 }
 
 /// The slower of two links one after the other, as far as they are known.

@@ -261,17 +261,17 @@ fn place_of(rank: u32, topology: &Topology, placement: &Placement) -> RankPlace 
 /// Where the tensor-parallel groups are, as a plan says it.
 fn groups(topology: &Topology, mesh: Mesh, placement: &Placement) -> Option<Groups> {
     // Nodes are alike: a set of one is as fast as the same set of another.
-    let mut known: HashMap<Vec<usize>, Ring> = HashMap::new();
+    let mut known: HashMap<Vec<usize>, Option<Ring>> = HashMap::new();
     let per_node = topology.gpus_per_node();
     let mut of_set = |gpus: &[usize]| {
-        let first = gpus[0] / per_node * per_node;
-        let set: Vec<usize> = gpus.iter().map(|gpu| gpu.wrapping_sub(first)).collect();
-        let in_one_node = gpus.iter().all(|gpu| gpu / per_node * per_node == first);
-        let ring = match known.get(&set).filter(|_| in_one_node) {
-            Some(ring) => ring.clone(),
-            None => topology.ring(gpus)?,
-        };
-        known.entry(set).or_insert_with(|| ring.clone());
+        let in_one_node = gpus.iter().all(|gpu| gpu / per_node == gpus[0] / per_node);
+        let ring = match in_one_node {
+            true => {
+                let set: Vec<usize> = gpus.iter().map(|gpu| gpu % per_node).collect();
+                known.entry(set).or_insert_with_key(|set| topology.ring(set)).clone()
+            }
+            false => topology.ring(gpus),
+        }?;
         Some(GroupPlace {
             gpus: topology.names_of(gpus),
             kind: ring.kind,

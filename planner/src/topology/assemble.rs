@@ -15,8 +15,11 @@ use super::{
     vertex::{Edge, Vertex, VertexKind},
 };
 use crate::{nearest::nearest, yaml};
-use petgraph::graph::{EdgeIndex, NodeIndex, UnGraph};
-use std::collections::{BTreeMap, BTreeSet};
+use petgraph::{
+    algo::{Cycle, toposort},
+    graph::{DiGraph, EdgeIndex, NodeIndex, UnGraph},
+};
+use std::collections::BTreeMap;
 
 impl Topology {
     /// Parses `text`; `origin` is the file or the built-in's name, for messages. `nodes` replaces the number of nodes.
@@ -260,6 +263,20 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// Joins things to those that they are dealt to.
+    fn join_dealt(
+        &mut self,
+        of: &Names,
+        to: &Names,
+        what: &'static str,
+        edge: Edge,
+    ) -> Result<(), TopologyProblem> {
+        for (of, to) in dealt_names(of, to, what)? {
+            self.join(&of, &to, edge)?;
+        }
+        Ok(())
+    }
+
     fn connect_gpus(&mut self, hub: &Hub) -> Result<(), TopologyProblem> {
         let Some(gpus) = &hub.gpus else { return Ok(()) };
         let name = hub.name.text();
@@ -283,20 +300,12 @@ impl<'a> Builder<'a> {
         let bandwidth = hub.uplink.or(hub.bandwidth);
         let bandwidth = bandwidth.ok_or_else(|| TopologyProblem::NoBandwidth { hub: name.to_owned() })?;
         let edge = edge(hub.kind.edge(), 1, bandwidth, hub.latency, name)?;
-        let (hubs, above): (Vec<String>, Vec<String>) = (hub.name.iter().collect(), on.iter().collect());
-        for (of, to) in deal(hubs.len(), on, "hubs")? {
-            self.join(&hubs[of], &above[to], edge)?;
-        }
-        Ok(())
+        self.join_dealt(&hub.name, on, "hubs", edge)
     }
 
     fn connect_nic(&mut self, nic: &Nic) -> Result<(), TopologyProblem> {
         let edge = edge(EdgeKind::Pcie, 1, nic.pcie.unwrap_or(nic.bandwidth), None, nic.name.text())?;
-        let (nics, hubs): (Vec<String>, Vec<String>) = (nic.name.iter().collect(), nic.on.iter().collect());
-        for (of, to) in deal(nics.len(), &nic.on, "network cards")? {
-            self.join(&nics[of], &hubs[to], edge)?;
-        }
-        Ok(())
+        self.join_dealt(&nic.name, &nic.on, "network cards", edge)
     }
 
     fn connect(&mut self, link: &Link) -> Result<(), TopologyProblem> {
@@ -305,10 +314,7 @@ impl<'a> Builder<'a> {
             (Some([from, to]), None) => {
                 let name = format!("{} and {}", from.text(), to.text());
                 let edge = edge(*kind, *count, *bandwidth, *latency, &name)?;
-                let (froms, tos): (Vec<String>, Vec<String>) = (from.iter().collect(), to.iter().collect());
-                for (from, end) in deal(froms.len(), to, "ends")? {
-                    self.join(&froms[from], &tos[end], edge)?;
-                }
+                self.join_dealt(from, to, "ends", edge)?;
             }
             (None, Some(among)) => {
                 let edge = edge(*kind, *count, *bandwidth, *latency, among.text())?;
@@ -370,29 +376,18 @@ impl<'a> Builder<'a> {
 
     /// What hubs are `on` leads up to a root.
     fn check_no_cycle(&self) -> Result<(), TopologyProblem> {
-        let mut above: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut above: DiGraph<(), ()> = DiGraph::new();
+        for _ in self.graph.node_indices() {
+            above.add_node(());
+        }
         for hub in &self.document.hubs {
             let Some(on) = &hub.on else { continue };
-            let (hubs, ons): (Vec<String>, Vec<String>) = (hub.name.iter().collect(), on.iter().collect());
-            for (of, to) in deal(hubs.len(), on, "hubs")? {
-                above.entry(hubs[of].clone()).or_default().push(ons[to].clone());
+            for (of, to) in dealt_names(&hub.name, on, "hubs")? {
+                above.add_edge(self.find(&of)?, self.find(&to)?, ());
             }
         }
-        for start in above.keys() {
-            let mut at = vec![start];
-            let mut seen = BTreeSet::new();
-            while let Some(hub) = at.pop() {
-                for next in above.get(hub).into_iter().flatten() {
-                    if next == start {
-                        return Err(TopologyProblem::Cycle { name: start.clone() });
-                    }
-                    if seen.insert(next) {
-                        at.push(next);
-                    }
-                }
-            }
-        }
-        Ok(())
+        let on_cycle = |cycle: Cycle<NodeIndex>| self.graph[cycle.node_id()].name.clone();
+        toposort(&above, None).map(drop).map_err(|cycle| TopologyProblem::Cycle { name: on_cycle(cycle) })
     }
 }
 
@@ -419,6 +414,13 @@ fn edge(
     }
     let latency_ns = latency.map_or(kind.usual_latency(), Latency::nanoseconds);
     Ok(Edge { kind, count, each: bandwidth.bytes_per_second(), latency_ns })
+}
+
+/// Things with those that they are dealt to, by name.
+fn dealt_names(of: &Names, to: &Names, what: &'static str) -> Result<Vec<(String, String)>, TopologyProblem> {
+    let (ofs, tos): (Vec<String>, Vec<String>) = (of.iter().collect(), to.iter().collect());
+    let dealt = deal(ofs.len(), to, what)?;
+    Ok(dealt.into_iter().map(|(of, to)| (ofs[of].clone(), tos[to].clone())).collect())
 }
 
 fn deal(of: usize, to: &Names, what: &'static str) -> Result<Vec<(usize, usize)>, TopologyProblem> {

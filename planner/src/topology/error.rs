@@ -207,14 +207,11 @@ fn place(text: &str, name: &str, time: usize) -> Option<(usize, usize)> {
             start += skip;
             let end = code[start..].find(|letter| !is_of_word(letter)).map_or(code.len(), |end| start + end);
             let word = &code[start..end];
-            let run = word.parse::<Names>();
-            let numbers = number
-                .filter(|_| of_gpus)
-                .map(|number: u32| Numbers::parse(word).is_ok_and(|all| all.iter().any(|one| one == number)));
-            if run.is_ok_and(|run| run.iter().any(|one| one == *name))
-                || numbers == Some(true)
-                || code[start..].starts_with(name)
-            {
+            let names_it = word.parse::<Names>().is_ok_and(|names| names.has(name))
+                || number.is_some_and(|number: u32| of_gpus && Numbers::lists(word, number))
+                // The kinds of GPUs have blanks in their names.
+                || code[start..].starts_with(name);
+            if names_it {
                 if times == time {
                     return Some((at + 1, code[..start].chars().count() + 1));
                 }

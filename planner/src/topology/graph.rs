@@ -1,6 +1,7 @@
 //! The graph of a node, and what follows from it for GPUs of the whole machine.
 
 use super::{
+    joined::joined,
     names::runs,
     paths::{Path, Reach},
     quantity::{Bandwidth, FlopRate},
@@ -9,7 +10,6 @@ use super::{
 };
 use petgraph::{
     graph::{NodeIndex, UnGraph},
-    unionfind::UnionFind,
     visit::EdgeRef,
 };
 use std::collections::BTreeMap;
@@ -178,27 +178,25 @@ impl Topology {
         let is_hub = |vertex: &NodeIndex| self.node.graph[*vertex].kind == VertexKind::Hub(HubKind::Nvswitch);
         let hubs: Vec<NodeIndex> = self.node.graph.node_indices().filter(is_hub).collect();
         let vertices = per_node + hubs.len();
-        let mut sets: UnionFind<usize> = UnionFind::new(vertices * self.nodes as usize);
-        for node in 0..self.nodes as usize {
-            for edge in self.node.graph.edge_references().filter(|edge| edge.weight().kind.is_gpu_fabric()) {
-                // A link may lead to a hub of another kind, which joins nothing.
-                let place = |end: NodeIndex| {
-                    let span = self.node.graph[end].spans as usize;
-                    let hub = || hubs.binary_search(&end).ok().map(|hub| per_node + hub);
-                    let thing = if end.index() < per_node { Some(end.index()) } else { hub() };
-                    thing.map(|thing| node / span * span * vertices + thing)
-                };
-                if let (Some(from), Some(to)) = (place(edge.source()), place(edge.target())) {
-                    sets.union(from, to);
-                }
-            }
-        }
-        let mut domains: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for gpu in 0..self.gpus.len() {
-            let set = sets.find(gpu / per_node * vertices + gpu % per_node);
-            domains.entry(set).or_default().push(gpu);
-        }
-        let mut domains: Vec<Vec<usize>> = domains.into_values().filter(|domain| domain.len() > 1).collect();
+        // A link may lead to a hub of another kind, which joins nothing.
+        let place = |node: usize, end: NodeIndex| {
+            let span = self.node.graph[end].spans as usize;
+            let hub = || hubs.binary_search(&end).ok().map(|hub| per_node + hub);
+            let thing = if end.index() < per_node { Some(end.index()) } else { hub() };
+            thing.map(|thing| node / span * span * vertices + thing)
+        };
+        let edges = || self.node.graph.edge_references().filter(|edge| edge.weight().kind.is_gpu_fabric());
+        let links = (0..self.nodes as usize).flat_map(|node| {
+            edges().filter_map(move |edge| Some((place(node, edge.source())?, place(node, edge.target())?)))
+        });
+        let gpu = |thing: &usize| {
+            let number = thing % vertices;
+            (number < per_node).then_some(thing / vertices * per_node + number)
+        };
+        let sets = joined(vertices * self.nodes as usize, links);
+        let mut domains: Vec<Vec<usize>> =
+            sets.iter().map(|set| set.iter().filter_map(gpu).collect()).collect();
+        domains.retain(|domain| domain.len() > 1);
         domains.sort();
         domains
     }

@@ -6,7 +6,7 @@ use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{Unexpected, Visitor},
 };
-use std::{borrow::Cow, collections::BTreeSet, fmt, str::FromStr};
+use std::{borrow::Cow, collections::BTreeSet, fmt, ops::RangeInclusive, str::FromStr};
 
 /// Largest number in a list, and most names that one text stands for.
 const MOST: u32 = 1024;
@@ -20,24 +20,33 @@ const LONGEST_NAME: usize = 64;
 #[serde(into = "String")]
 pub(super) struct Names {
     text: String,
-    /// The first number of a run, and how many numbers it has.
-    run: Option<(u32, u32)>,
+    /// Of a run the length of what all its names begin with, the first number, and how many there are.
+    run: Option<(usize, u32, u32)>,
 }
 
 impl Names {
     /// Each of the names.
-    pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = String> {
-        let prefix = run(&self.text).filter(|_| self.run.is_some()).map_or("", |(prefix, ..)| prefix);
-        let (start, count) = self.run.unwrap_or((0, 1));
-        (0..self.len()).map(move |at| match (self.run, u32::try_from(at)) {
-            (Some(_), Ok(at)) if at < count => format!("{prefix}{}", start + at),
-            _ => self.text.clone(),
-        })
+    pub(super) fn iter(&self) -> std::vec::IntoIter<String> {
+        let names: Vec<String> = match self.run {
+            Some((prefix, start, count)) => {
+                let prefix = &self.text[..prefix];
+                (start..start + count).map(|number| format!("{prefix}{number}")).collect()
+            }
+            None => vec![self.text.clone()],
+        };
+        names.into_iter()
+    }
+
+    /// Whether `name` is one of them.
+    pub(super) fn has(&self, name: &str) -> bool {
+        let Some((prefix, start, count)) = self.run else { return self.text == name };
+        let number = name.strip_prefix(&self.text[..prefix]).and_then(|number| number.parse::<u32>().ok());
+        number.is_some_and(|number| (start..start + count).contains(&number))
     }
 
     /// How many names.
     pub(super) fn len(&self) -> usize {
-        self.run.map_or(1, |(_, count)| count as usize)
+        self.run.map_or(1, |(_, _, count)| count as usize)
     }
 
     /// As it was written.
@@ -60,7 +69,7 @@ impl FromStr for Names {
                 quote(text)
             ));
         }
-        let Some((_, start, end)) = run(text) else { return Ok(Self { text: text.to_owned(), run: None }) };
+        let Some((prefix, start, end)) = run(text) else { return Ok(Self::from(text)) };
         let wrong =
             || format!("{} is no run of names: write it like cpu0-1, at most {MOST} of them", quote(text));
         let (start, end): (u32, u32) =
@@ -68,7 +77,7 @@ impl FromStr for Names {
         if start > end || end - start >= MOST {
             return Err(wrong());
         }
-        Ok(Self { text: text.to_owned(), run: Some((start, end - start + 1)) })
+        Ok(Self { text: text.to_owned(), run: Some((prefix.len(), start, end - start + 1)) })
     }
 }
 
@@ -135,24 +144,33 @@ impl Numbers {
         self.0.len()
     }
 
+    /// Whether the list that `text` is has `number`; `false` of what is no list.
+    pub(super) fn lists(text: &str, number: u32) -> bool {
+        ranges(text).try_fold(false, |found, range| Some(found || range?.contains(&number))) == Some(true)
+    }
+
     /// Reads a list like `0-3,6`.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!("{} is no list of numbers: write it like 0-3,6, each once and below {MOST}", quote(text))
         };
         let mut numbers = Vec::new();
-        for piece in text.split(',') {
-            let (start, end) = piece.split_once('-').unwrap_or((piece, piece));
-            let number = |text: &str| text.trim().parse::<u32>().map_err(|_| wrong());
-            let (start, end) = (number(start)?, number(end)?);
+        for range in ranges(text) {
             // No number twice, so never more than there are.
-            if start > end || end >= MOST || numbers.len() >= MOST as usize {
-                return Err(wrong());
-            }
-            numbers.extend(start..=end);
+            let range = range.filter(|_| numbers.len() < MOST as usize).ok_or_else(wrong)?;
+            numbers.extend(range);
         }
         Self::new(numbers).ok_or_else(wrong)
     }
+}
+
+/// The pieces of a list like `0-3,6`; `None` for a piece that is none, or goes beyond [`MOST`].
+fn ranges(text: &str) -> impl Iterator<Item = Option<RangeInclusive<u32>>> {
+    text.split(',').map(|piece| {
+        let (start, end) = piece.split_once('-').unwrap_or((piece, piece));
+        let (start, end): (u32, u32) = (start.trim().parse().ok()?, end.trim().parse().ok()?);
+        (start <= end && end < MOST).then_some(start..=end)
+    })
 }
 
 impl fmt::Display for Numbers {

@@ -414,8 +414,7 @@ impl HubKind {
     pub(super) fn edge(self) -> EdgeKind {
         match self {
             Self::Nvswitch => EdgeKind::Nvlink,
-            Self::PcieSwitch | Self::HostBridge => EdgeKind::Pcie,
-            Self::NumaNode => EdgeKind::Pcie,
+            Self::PcieSwitch | Self::HostBridge | Self::NumaNode => EdgeKind::Pcie,
             Self::Memory => EdgeKind::Memory,
         }
     }

@@ -69,16 +69,12 @@ impl Topology {
         let per_node = self.gpus_per_node();
         // The nodes are alike: what was found for a set of one holds in all.
         let mut known: HashMap<&[usize], Option<Ring>> = HashMap::new();
-        let mut whole: Option<Ring> = None;
-        let mut order = Vec::new();
+        let (mut rings, mut order) = (Vec::new(), Vec::new());
         for part in &parts {
             let found = known.entry(&part.gpus).or_insert_with(|| ring_in_node(&self.node, &part.gpus));
             let local = found.as_ref().map_or(&part.gpus, |ring| &ring.order);
             order.extend(local.iter().map(|gpu| part.node * per_node + gpu));
-            if let Some(ring) = found {
-                let before = whole.replace(ring.clone());
-                whole = whole.map(|ring| before.map_or(ring.clone(), |before| slower(before, ring)));
-            }
+            rings.extend(found.clone());
         }
         if parts.len() > 1 {
             let (bytes_per_second, kind) = self.between_nodes(&parts);
@@ -86,11 +82,15 @@ impl Topology {
             let hops = ends.filter_map(|ends| self.widest_path(ends[0], ends[1])).map(|path| path.latency_ns);
             let (longest, all) =
                 hops.fold((0, 0u64), |(longest, all), hop| (hop.max(longest), all.saturating_add(hop)));
-            let across =
-                Ring { bytes_per_second, kind, hop_latency_ns: longest, latency_ns: all, order: Vec::new() };
-            whole = Some(whole.map_or(across.clone(), |ring| slower(ring, across)));
+            rings.push(Ring {
+                bytes_per_second,
+                kind,
+                hop_latency_ns: longest,
+                latency_ns: all,
+                order: Vec::new(),
+            });
         }
-        whole.map(|ring| Ring { order, ..ring })
+        rings.into_iter().reduce(slower).map(|ring| Ring { order, ..ring })
     }
 
     /// What crosses the worst cut of `gpus` in two halves, which differ by one GPU, or one node, at most. `None` for fewer than
@@ -124,22 +124,17 @@ impl Topology {
     }
 
     /// What rings carry between nodes: parts that share a hub are joined over it first, then over what more nodes share.
-    fn between_nodes(&self, parts: &[Part]) -> (u64, EdgeKind) {
-        let mut blocks: Vec<Vec<&Part>> = parts.iter().map(|part| vec![part]).collect();
+    fn between_nodes<'a>(&self, parts: &'a [Part]) -> (u64, EdgeKind) {
+        let mut blocks: Vec<Vec<&'a Part>> = parts.iter().map(|part| vec![part]).collect();
         let mut narrowest = (u64::MAX, EdgeKind::Network);
         let mut known = HashMap::new();
         for outside in &self.node.outside {
-            let span = |block: &Vec<&Part>| block[0].node / outside.spans as usize;
-            let mut joined: Vec<Vec<&Part>> = Vec::new();
+            let span = |block: &Vec<&'a Part>| block[0].node / outside.spans as usize;
+            let mut joined: Vec<Vec<&'a Part>> = Vec::new();
             for together in blocks.chunk_by(|a, b| span(a) == span(b)) {
-                let leaves = together.iter().map(|block| {
-                    let flows = block.iter().map(|part| {
-                        let flow = known.entry((outside.vertex, part.gpus.as_slice()));
-                        *flow.or_insert_with(|| egress(&self.node, &part.gpus, outside.vertex))
-                    });
-                    flows.fold(0, u64::saturating_add)
-                });
-                let least = leaves.min().unwrap_or(0);
+                let leaves =
+                    |block: &Vec<&'a Part>| self.egress_of(block.iter().copied(), outside.vertex, &mut known);
+                let least = together.iter().map(leaves).min().unwrap_or(0);
                 // What some cannot reach joins nobody: the next thing that they share does.
                 if together.len() > 1 && least > 0 {
                     if least < narrowest.0 {
@@ -169,14 +164,23 @@ impl Topology {
             let span = outside.spans as usize;
             all.iter().all(|part| part.node / span == all[0].node / span)
         });
-        let flows = shared.map(|outside| {
-            let mut known = HashMap::new();
-            let leaves = half.iter().map(|part| {
-                *known.entry(&part.gpus).or_insert_with(|| egress(&self.node, &part.gpus, outside.vertex))
-            });
-            leaves.fold(0, u64::saturating_add)
+        let mut known = HashMap::new();
+        shared.map(|outside| self.egress_of(half, outside.vertex, &mut known)).max().unwrap_or(0)
+    }
+
+    /// What parts can send out of their nodes to the vertex `to`, together. Nodes are alike: what is `known` of a set of GPUs
+    /// of one holds in all.
+    fn egress_of<'a>(
+        &self,
+        parts: impl IntoIterator<Item = &'a Part>,
+        to: NodeIndex,
+        known: &mut HashMap<(NodeIndex, &'a [usize]), u64>,
+    ) -> u64 {
+        let flows = parts.into_iter().map(|part| {
+            let flow = known.entry((to, part.gpus.as_slice()));
+            *flow.or_insert_with(|| egress(&self.node, &part.gpus, to))
         });
-        flows.max().unwrap_or(0)
+        flows.fold(0, u64::saturating_add)
     }
 }
 

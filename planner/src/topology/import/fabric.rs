@@ -10,7 +10,7 @@ use crate::{
     quote::quote,
     size::count,
     topology::{
-        Bandwidth, EdgeKind, GpuLinks, HubKind,
+        Bandwidth, EdgeKind, GpuLinks, HubKind, joined,
         names::Numbers,
         schema::{Document, Hub},
     },
@@ -51,7 +51,9 @@ impl Fabric {
             Relation::Links(count) => Some(count),
             _ => None,
         };
-        for set in linked_sets(matrix.gpus, |from, to| between(from, to).is_some()) {
+        let pairs = (0..matrix.gpus).flat_map(|to| (0..to).map(move |from| (from, to)));
+        let linked = pairs.filter(|&(from, to)| between(from, to).is_some());
+        for set in joined(matrix.gpus, linked) {
             let others = |from: usize| set.iter().filter(move |to| **to != from);
             let all: Option<Vec<u32>> =
                 set.iter().flat_map(|&from| others(from).map(move |&to| between(from, to))).collect();
@@ -91,7 +93,7 @@ impl Fabric {
             [from, to].map(|gpu| links.of(gpu, kind).0.bandwidth).into_iter().min()
         };
         let gpus = self.pairs.keys().map(|(_, to)| to + 1).max().unwrap_or(0);
-        for set in linked_sets(gpus, |from, to| self.pairs.contains_key(&(from.min(to), from.max(to)))) {
+        for set in joined(gpus, self.pairs.keys().copied()) {
             let pairs = || {
                 let inside = self.pairs.iter().filter(|((from, _), _)| set.contains(from));
                 inside.map(|(&pair, &(kind, count))| (pair, kind, count, width(pair, kind)))
@@ -186,27 +188,4 @@ impl Fabric {
             ));
         }
     }
-}
-
-/// The sets of two and more of `gpus` that links join, over others too.
-fn linked_sets(gpus: usize, linked: impl Fn(usize, usize) -> bool) -> Vec<Vec<usize>> {
-    let mut left: BTreeSet<usize> = (0..gpus).collect();
-    let mut sets = Vec::new();
-    while let Some(first) = left.pop_first() {
-        let mut set = vec![first];
-        let mut looked_at = 0;
-        while let Some(&from) = set.get(looked_at) {
-            let near: Vec<usize> = left.iter().copied().filter(|&to| linked(from, to)).collect();
-            for gpu in near {
-                left.remove(&gpu);
-                set.push(gpu);
-            }
-            looked_at += 1;
-        }
-        set.sort_unstable();
-        if set.len() > 1 {
-            sets.push(set);
-        }
-    }
-    sets
 }

@@ -3,7 +3,7 @@
 use super::{Cpu, kinds::Kind};
 use crate::{
     quote::quote,
-    topology::{Bandwidth, GpuLinks},
+    topology::{Bandwidth, GpuLinks, pcie_bytes_per_second},
 };
 use std::collections::BTreeSet;
 
@@ -14,19 +14,10 @@ pub(super) const USUAL_SLOT: u64 = 31_500_000_000;
 const MOST_NVLINKS: u32 = 18;
 
 /// Bytes per second in one direction of a slot of `lanes` at so many transfers a second, in tenths of GT/s. `None` where no
-/// such generation is known.
-///
-/// Source: the PCI Express base specifications: generations 1 and 2 send 8 of 10 bits, 3 to 5 send 128 of 130, and 6 sends 242
-/// of 256 bytes. Rounded down to 50 MB/s: more figures would only seem exact.
+/// such generation is known. Rounded down to 50 MB/s: more figures would only seem exact.
 pub(super) fn slot(tenths_of_gt: u64, lanes: u64) -> Option<u64> {
-    let (useful, sent) = match tenths_of_gt {
-        25 | 50 => (8, 10),
-        80 | 160 | 320 => (128, 130),
-        640 => (242, 256),
-        _ => return None,
-    };
     const STEP: u64 = 50_000_000;
-    let bytes = tenths_of_gt * 100_000_000 / 8 * lanes * useful / sent;
+    let bytes = pcie_bytes_per_second(tenths_of_gt.checked_mul(100)?, lanes)?;
     Some(bytes.max(STEP) / STEP * STEP)
 }
 
