@@ -106,8 +106,11 @@ fn title(scene: &mut Scene, machine: &Topology, overlay: Option<&Overlay>, room:
             format!("{} with {}{bandwidth}", kind.kind, words::size(kind.memory_bytes))
         })
         .collect();
-    let of_all =
-        format!("{} × {} GPUs: ", count(u64::from(machine.nodes()), "node"), machine.gpus_per_node());
+    let of_all = format!(
+        "{} × {}: ",
+        count(u64::from(machine.nodes()), "node"),
+        count(machine.gpus_per_node() as u64, "GPU")
+    );
     y += 18.0;
     scene.text(MARGIN, y, &FAINT.fit(&[of_all + &kinds.join("; ")], room), FAINT, Anchor::Start);
     if let Some(overlay) = overlay {
@@ -209,22 +212,23 @@ fn legend(scene: &mut Scene, overlay: Option<&Overlay>, top: f64, right: f64) {
         scene.text(MARGIN, y, &PLAIN.fit(&[text], right - MARGIN), PLAIN, Anchor::Start);
         return;
     }
+    let texts: Vec<String> = (0..overlay.groups())
+        .map(|group| {
+            let ranks: Vec<u32> = overlay.ranks(group).collect();
+            let place = overlay.stage_and_copy(group);
+            let place = if place.is_empty() { String::new() } else { format!(", {place}") };
+            let what = if ranks.len() == 1 { "rank" } else { "ranks" };
+            format!("tp group {group}: {what} {}{place}", runs(&ranks))
+        })
+        .collect();
+    let width = 46.0 + texts.iter().map(|text| PLAIN.width(text)).fold(0.0, f64::max);
     let mut x = MARGIN;
-    for group in 0..overlay.groups() {
-        let ranks: Vec<u32> = overlay.ranks(group).collect();
-        let place = overlay.stage_and_copy(group);
-        let place = if place.is_empty() { String::new() } else { format!(", {place}") };
-        let text = format!(
-            "tp group {group}: {} {}{place}",
-            if ranks.len() == 1 { "rank" } else { "ranks" },
-            runs(&ranks)
-        );
-        let width = 22.0 + PLAIN.width(&text) + 24.0;
+    for (group, text) in (0..).zip(&texts) {
         if x > MARGIN && x + width > right + 24.0 {
             (x, y) = (MARGIN, y + 22.0);
         }
         scene.rect(Rect { x, y: y - 11.0, w: 14.0, h: 14.0 }, Look::Swatch(group));
-        scene.text(x + 22.0, y, &text, PLAIN, Anchor::Start);
+        scene.text(x + 22.0, y, text, PLAIN, Anchor::Start);
         x += width;
     }
 }

@@ -15,7 +15,9 @@ use std::collections::BTreeMap;
 const GAP: f64 = 12.0;
 const HUB: f64 = 42.0;
 const HUB_WIDTH: f64 = 104.0;
-const NIC: (f64, f64) = (84.0, 40.0);
+const NIC: (f64, f64) = (96.0, 40.0);
+/// Most cards of a hub that have boxes of their own.
+const MOST_CARDS: usize = 2;
 const SOCKET: f64 = 108.0;
 /// Between two frames: room for the words on the link.
 const BETWEEN: f64 = 104.0;
@@ -41,8 +43,8 @@ struct Block {
     gpus: Vec<usize>,
     /// GPUs side by side.
     across: usize,
-    /// Network cards: below, or beside the GPUs where another hub is in the way below.
-    nics: Vec<usize>,
+    /// Network cards, those in one box together: below, or beside the GPUs where another hub is in the way below.
+    nics: Vec<Vec<usize>>,
     nics_are_below: bool,
     on_it: Vec<Block>,
     depth: usize,
@@ -163,11 +165,25 @@ fn sides(parts: &Parts) -> BTreeMap<usize, Side> {
     sides
 }
 
+/// Cards by the boxes they are drawn in: one each, or one for many that are alike.
+fn boxes_of_cards(parts: &Parts, nics: Vec<usize>) -> Vec<Vec<usize>> {
+    if nics.len() <= MOST_CARDS {
+        return nics.into_iter().map(|nic| vec![nic]).collect();
+    }
+    let likeness = |nic: usize| {
+        let door = parts.doors.iter().find(|(door, _)| *door == nic).map(|(_, edge)| *edge);
+        (door, parts.plug[nic].as_ref().map(|plug| &plug.edges))
+    };
+    nics.chunk_by(|&a, &b| likeness(a) == likeness(b)).map(<[usize]>::to_vec).collect()
+}
+
 fn measure(parts: &Parts, hub: Option<usize>, depth: usize) -> Block {
     let plugged = hub.map_or_else(|| parts.loose(), |hub| parts.plugged[hub].clone());
     let gpus: Vec<usize> = plugged.iter().copied().filter(|&at| at < parts.gpus).collect();
-    let nics: Vec<usize> =
-        plugged.iter().copied().filter(|&at| parts.things[at].kind == VertexKind::Nic).collect();
+    let nics = boxes_of_cards(
+        parts,
+        plugged.iter().copied().filter(|&at| parts.things[at].kind == VertexKind::Nic).collect(),
+    );
     let on_it: Vec<Block> = hub
         .iter()
         .flat_map(|&hub| parts.hubs_on(hub))
@@ -308,10 +324,11 @@ impl Drawing<'_> {
                 );
             }
         }
-        for (at, &nic) in block.nics.iter().enumerate() {
+        for (at, nics) in block.nics.iter().enumerate() {
+            let nic = nics[0];
             let y = if block.nics_are_below { rows.nics } else { rows.gpu_top };
             let rect = Rect { x: block.nic_x(at, width), y, w: NIC.0, h: NIC.1 };
-            self.nic(rect, nic);
+            self.cards(rect, nics);
             let Some(plug) = &self.parts.plug[nic] else { continue };
             let edges = plug.edges.clone();
             match block.nics_are_below {
@@ -363,12 +380,14 @@ impl Drawing<'_> {
         }
     }
 
-    fn nic(&mut self, rect: Rect, nic: usize) {
-        let name = self.parts.things[nic].name.clone();
-        let door = self.parts.doors.iter().find(|(door, _)| *door == nic).map(|(_, edge)| edge);
-        let plug = self.parts.plug[nic].as_ref().and_then(|plug| plug.edges.first());
-        let rate = door.or(plug).map(|edge| words::rate(edge.bytes_per_second()));
-        let lines = [(NAME, vec![name]), (FAINT.of(Ink::Dark), vec![rate.unwrap_or_default()])];
+    /// A box of cards that are alike.
+    fn cards(&mut self, rect: Rect, nics: &[usize]) {
+        let door = self.parts.doors.iter().find(|(door, _)| *door == nics[0]).map(|(_, edge)| edge);
+        let plug = self.parts.plug[nics[0]].as_ref().and_then(|plug| plug.edges.first());
+        let rate = door.or(plug).map(|edge| words::rate(edge.bytes_per_second())).unwrap_or_default();
+        let rate = if nics.len() > 1 { format!("{} × {rate}", nics.len()) } else { rate };
+        let name = words::names_of(self.parts, nics);
+        let lines = [(NAME, vec![name]), (FAINT.of(Ink::Dark), vec![rate])];
         self.scene.labelled(rect, Look::Nic, &lines);
     }
 
@@ -380,7 +399,7 @@ impl Drawing<'_> {
         };
         let hubs: Vec<usize> = block.on_it.iter().filter_map(|block| block.hub).collect();
         let mut kinds: Vec<EdgeKind> = Vec::new();
-        for kind in [of(&block.gpus), of(&hubs), of(&block.nics)].concat() {
+        for kind in [of(&block.gpus), of(&hubs), of(&block.nics.concat())].concat() {
             if !kinds.contains(&kind) {
                 kinds.push(kind);
             }
@@ -433,7 +452,7 @@ impl Drawing<'_> {
             .nics
             .iter()
             .enumerate()
-            .filter(|(_, nic)| uses(**nic))
+            .filter(|(_, nic)| uses(nic[0]))
             .map(|(at, _)| block.nic_x(at, width) + NIC.0 / 2.0);
         let hubs = block.on_it.iter().filter(|block| block.hub.is_some_and(uses)).map(Block::plug_x);
         let all = gpus.chain(nics).chain(hubs);
@@ -510,22 +529,21 @@ impl Drawing<'_> {
     }
 }
 
-/// How fast things are plugged into a hub, and it into the next: one figure where all are alike.
+/// How fast GPUs and hubs are plugged into a hub, and it into the next: one figure where all are alike. Cards say it themselves.
 fn speeds(parts: &Parts, hub: usize) -> Vec<String> {
     let up = parts.plug[hub].as_ref().map(|plug| plug.edges[0]);
-    let down = distinct(parts, hub, |_| true);
+    let down = distinct(parts, hub, |at| parts.things[at].kind != VertexKind::Nic);
+    let is_like = |a: &Edge, b: &Edge| (a.kind, a.count, a.each) == (b.kind, b.count, b.each);
     match (down.as_slice(), up) {
-        ([one], Some(up)) if *one == up => vec![words::kind_and_rate(one), words::rate_of(one)],
-        ([], Some(up)) => vec![words::kind_and_rate(&up), words::rate_of(&up)],
-        (_, Some(up)) => {
-            let gpus = distinct(parts, hub, |at| at < parts.gpus);
-            let figure = |edge: &Edge| words::rate_of(edge).replace(" GB/s", "");
-            let gpu = match gpus.as_slice() {
-                [one] => format!("GPU {}, ", figure(one)),
-                _ => String::new(),
-            };
-            vec![format!("{gpu}up {} GB/s", figure(&up)), format!("up {}", words::rate_of(&up))]
+        ([one], Some(up)) if !is_like(one, &up) => {
+            let figure = words::rate_of(one).replace(" GB/s", "");
+            let all_gpus = parts.hubs_on(hub).next().is_none();
+            let what = if all_gpus { "GPU" } else { "each" };
+            let up = words::rate_of(&up);
+            vec![format!("{what} {figure}, up {up}"), format!("{figure}, up {up}"), format!("up {up}")]
         }
+        ([_, _, ..], Some(up)) => vec![format!("up {}", words::rate_of(&up))],
+        (_, Some(up)) => vec![words::kind_and_rate(&up), words::rate_of(&up)],
         ([one], None) => vec![words::kind_and_rate(one)],
         (_, None) => Vec::new(),
     }

@@ -69,6 +69,20 @@ fn things_stand_beside_each_other() {
 }
 
 #[test]
+fn no_words_are_cut_short_in_pictures_of_built_in_machines() {
+    for (name, text) in builtins() {
+        let networked = text.contains("\nnetwork:");
+        for nodes in [1, 4, 20].into_iter().filter(|nodes| *nodes == 1 || networked) {
+            let picture = svg(&machine(text, name, Some(nodes)), None);
+            let document = Document::parse(&picture).unwrap();
+            let texts = document.descendants().filter_map(|node| node.text());
+            let cut: Vec<&str> = texts.filter(|text| text.contains('…')).collect();
+            assert!(cut.is_empty(), "{nodes} × {name}: {cut:?}");
+        }
+    }
+}
+
+#[test]
 fn names_from_files_are_escaped() {
     let text = "topology: '</svg><script>alert(1)</script>&amp;'\nabout: '\"<b>\\u0007'\ngpu: { kind: '<i>', memory: 1 GiB }\ngpus: 2\nhubs:\n  - { name: cpu, kind: host-bridge, gpus: 0-1, bandwidth: 1 GB/s }\n";
     let picture = svg(&machine(text, "hostile", None), None);
