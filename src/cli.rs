@@ -44,8 +44,13 @@ pub(crate) enum Command {
     )]
     Placement(Placement),
     /// Loads the ranks of a plan and verifies what arrived
-    #[command(after_help = "Example: shardwright load plan.yaml --device host")]
+    #[command(
+        after_help = "Example: shardwright load plan.yaml\n\nOne process for each rank: torchrun --no-python --nproc-per-node 8 shardwright load plan.yaml"
+    )]
     Load(Load),
+    /// Shows which weights are held for other processes of this host
+    #[command(after_help = "Example: shardwright attach\n\nBefore it: shardwright load plan.yaml --hold")]
+    Attach(Attach),
     /// Makes a sample checkpoint, then plans, checks, loads and verifies it
     #[command(after_help = "Example: shardwright demo")]
     Demo(Demo),
@@ -255,15 +260,39 @@ pub(crate) struct Slices {
 pub(crate) struct Load {
     #[command(flatten)]
     pub(crate) file: PlanFile,
-    /// What to load into: GPUs (cuda, not yet) or this host's memory; auto takes what there is
+    /// What to load into: GPUs, or this host's memory; auto takes GPUs where the plan is for them and this host has some
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
     pub(crate) device: DeviceChoice,
-    /// Load this rank alone, verified against its own boxes in the files
-    #[arg(long)]
-    pub(crate) rank: Option<u32>,
-    /// Compare the fingerprints of every byte that arrived with the files, or of none
+    /// Compare the fingerprints of every byte that arrived with the files, of one tensor in 16 of each kind, or of none
     #[arg(long, value_enum, default_value_t = Verify::Full)]
     pub(crate) verify: Verify,
+    /// Keep the weights on the GPUs and hand them to other processes of this host over a Unix socket
+    #[arg(long, value_name = "SOCKET", num_args = 0..=1)]
+    pub(crate) hold: Option<Option<PathBuf>>,
+    /// Load this rank: alone, or with the others where --rendezvous or the launcher says how to meet them
+    #[arg(long, help_heading = "Ranks")]
+    pub(crate) rank: Option<u32>,
+    /// How many ranks there are, where the launcher does not say
+    #[arg(long, value_name = "N", requires = "rank", help_heading = "Ranks")]
+    pub(crate) world_size: Option<u32>,
+    /// Where the processes of all ranks meet: an address of rank 0's host, and a free port
+    #[arg(long, value_name = "HOST:PORT", requires = "rank", help_heading = "Ranks")]
+    pub(crate) rendezvous: Option<String>,
+    /// Seconds without progress after which a rank is given up
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400), help_heading = "Ranks")]
+    pub(crate) patience: u64,
+    /// Threads that read, of all ranks here together [default: as many as there are cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Copying")]
+    pub(crate) threads: Option<u32>,
+    /// Pinned memory that each rank stages its copies to a GPU in
+    #[arg(long, value_name = "SIZE", default_value = "64 MiB", help_heading = "Copying")]
+    pub(crate) staging: Bytes,
+    /// Let GPUs copy straight from the mapped files where the driver can register them
+    #[arg(long, help_heading = "Copying")]
+    pub(crate) registered: bool,
+    /// Write a timeline of reads, copies and verification into this file, for Perfetto
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
     /// Flip one bit in the memory of this rank after loading, to see verification find it
     #[arg(long, value_name = "RANK")]
     pub(crate) flip_byte: Option<u32>,
@@ -282,7 +311,21 @@ pub(crate) enum DeviceChoice {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Verify {
     Full,
+    Sample,
     Off,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Attach {
+    /// Where they are held, as `shardwright load --hold` says [default: the one place where this user holds weights; where there
+    /// are several, they are listed]
+    pub(crate) socket: Option<PathBuf>,
+    /// Open the memory of every rank and compare what lies there with the holder's fingerprint
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -2,7 +2,14 @@
 
 use crate::picture::OverlayError;
 use shardwright_loader::{
-    detect::DetectError, device::DeviceError, load::LoadError, schedule::ScheduleError, source::SourceError,
+    collective::CollectiveError,
+    detect::DetectError,
+    device::{CudaError, DeviceError},
+    hold::{DocumentError, HoldError},
+    launch::{Refusal, RendezvousError},
+    load::LoadError,
+    schedule::ScheduleError,
+    source::SourceError,
     verify::VerifyError,
 };
 use shardwright_planner::{
@@ -45,6 +52,14 @@ pub(crate) struct Failure {
 impl Failure {
     pub(crate) fn new(kind: Kind, message: impl fmt::Display) -> Self {
         Self { kind, message: message.to_string(), help: None }
+    }
+
+    /// Of a text that may have its help behind it, on a line of its own.
+    pub(crate) fn of_text(kind: Kind, text: &str) -> Self {
+        match text.split_once("\nhelp: ") {
+            Some((message, help)) => Self::new(kind, message).with_help(help.to_owned()),
+            None => Self::new(kind, text),
+        }
     }
 
     pub(crate) fn with_help(self, help: impl Into<Option<String>>) -> Self {
@@ -196,6 +211,47 @@ impl From<ScheduleError> for Failure {
     }
 }
 
+impl From<DeviceError> for Failure {
+    fn from(error: DeviceError) -> Self {
+        Self::new(Kind::Environment, &error).with_help(device_help(&error).map(str::to_owned))
+    }
+}
+
+/// What to do about a device that fails.
+fn device_help(error: &DeviceError) -> Option<&'static str> {
+    let host = "--device host loads into this host's memory";
+    match error {
+        DeviceError::OutOfMemory { .. } => Some("free some memory, or load fewer ranks here with --rank"),
+        DeviceError::Cuda(CudaError::NoLibrary) => Some(host),
+        DeviceError::Cuda(CudaError::NoSymbol { .. } | CudaError::TooOld { .. }) => {
+            Some("update the NVIDIA driver; --device host loads into this host's memory")
+        }
+        DeviceError::Cuda(CudaError::Kernel { .. }) => {
+            Some("update the NVIDIA driver, or load without verifying: --verify off")
+        }
+        DeviceError::Cuda(CudaError::Call { name, .. }) => match name.as_str() {
+            "CUDA_ERROR_NO_DEVICE" => Some(host),
+            "CUDA_ERROR_OUT_OF_MEMORY" => Some("free some of the GPU's memory; `nvidia-smi` says who has it"),
+            _ => None,
+        },
+        DeviceError::NcclDiffers { .. } => {
+            Some("let all ranks find the same release: NCCL_LIBRARY names a file")
+        }
+        _ => None,
+    }
+}
+
+/// What to do about ranks that do not get on together.
+fn collective_help(error: &CollectiveError) -> Option<&'static str> {
+    match error {
+        CollectiveError::Stalled { .. } => Some("--patience SECONDS waits longer for ranks that are slow"),
+        CollectiveError::PeerLost { reason, .. } if reason.starts_with("NCCL: ") => {
+            Some("NCCL_DEBUG=INFO on all ranks shows what each of them does; --patience SECONDS waits longer")
+        }
+        _ => None,
+    }
+}
+
 impl From<LoadError> for Failure {
     fn from(error: LoadError) -> Self {
         let (kind, help) = match &error {
@@ -203,14 +259,65 @@ impl From<LoadError> for Failure {
             LoadError::Schedule(_) | LoadError::Verify { source: VerifyError::OtherPlan { .. }, .. } => {
                 (Kind::No, Some("give every rank the same plan"))
             }
+            LoadError::Verify { source: VerifyError::OtherExtent { .. }, .. } => {
+                (Kind::No, Some("give every rank the same --verify"))
+            }
             LoadError::Source(SourceError::LengthChanged { .. } | SourceError::OutOfRange { .. }) => {
                 (Kind::BadInput, Some("load files that nobody is writing"))
             }
-            LoadError::Device { source: DeviceError::OutOfMemory { .. }, .. } => {
-                (Kind::Environment, Some("free some memory, or load fewer ranks here with --rank"))
+            LoadError::Device { source, .. }
+            | LoadError::Verify { source: VerifyError::Device(source), .. } => {
+                (Kind::Environment, device_help(source))
+            }
+            _ => (Kind::Environment, error.collective().and_then(collective_help)),
+        };
+        let message = error.collective().map_or_else(|| error.to_string(), ToString::to_string);
+        let failure = Self::of_text(kind, &message);
+        match help {
+            Some(help) => failure.with_help(help.to_owned()),
+            None => failure,
+        }
+    }
+}
+
+impl From<RendezvousError> for Failure {
+    fn from(error: RendezvousError) -> Self {
+        let (kind, help) = match &error {
+            RendezvousError::Refused(Refusal::Plan { .. }) => {
+                (Kind::No, Some("give every rank the same plan"))
+            }
+            RendezvousError::Refused(
+                Refusal::World { .. } | Refusal::Twice { .. } | Refusal::Range { .. },
+            )
+            | RendezvousError::Rank { .. }
+            | RendezvousError::TooLong { .. } => (Kind::Usage, None),
+            RendezvousError::Refused(Refusal::Missing { .. }) | RendezvousError::Unreached { .. } => (
+                Kind::Environment,
+                Some("--patience SECONDS waits longer; --rendezvous HOST:PORT says where to meet"),
+            ),
+            RendezvousError::Listen { .. } => {
+                (Kind::Environment, Some("--rendezvous HOST:PORT, or SHARDWRIGHT_PORT, takes another port"))
             }
             _ => (Kind::Environment, None),
         };
-        Self::new(kind, &error).with_help(help.map(str::to_owned))
+        let failure = Self::of_text(kind, &error.to_string());
+        match help {
+            Some(help) => failure.with_help(help.to_owned()),
+            None => failure,
+        }
+    }
+}
+
+impl From<HoldError> for Failure {
+    fn from(error: HoldError) -> Self {
+        let kind = match &error {
+            HoldError::Differs { .. } | HoldError::DoesNotVerify { .. } => Kind::No,
+            HoldError::NoSuchRank { .. } => Kind::Usage,
+            // Another version is no malformed one, but as little can be done with it.
+            HoldError::Malformed { source: DocumentError::Protocol { .. }, .. } => Kind::Environment,
+            HoldError::Malformed { .. } | HoldError::NotASocket { .. } => Kind::BadInput,
+            _ => Kind::Environment,
+        };
+        Self::new(kind, &error).with_help(error.help().map(str::to_owned))
     }
 }

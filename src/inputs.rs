@@ -56,18 +56,25 @@ pub(crate) fn config(catalog: &Catalog) -> Result<Config, Failure> {
 /// A plan and the catalog of its checkpoint, which is the one that was planned.
 pub(crate) fn plan_and_checkpoint(file: &PlanFile) -> Result<(Plan, Catalog), Failure> {
     let plan = Plan::read(&file.plan)?;
-    let catalog =
-        Catalog::open(file.checkpoint.as_ref().unwrap_or(&plan.checkpoint.path)).map_err(|error| {
-            let moved = file.checkpoint.is_none() && matches!(error, CatalogError::Read { .. });
-            let failure = Failure::from(error);
-            match moved {
-                true => failure
-                    .with_help("if the checkpoint was moved, say where it is with --checkpoint".to_owned()),
-                false => failure,
-            }
-        })?;
-    plan.check_against(&catalog)?;
+    let catalog = checkpoint_of(&plan, file)?;
     Ok((plan, catalog))
+}
+
+/// The catalog of the checkpoint that was planned.
+pub(crate) fn checkpoint_of(plan: &Plan, file: &PlanFile) -> Result<Catalog, Failure> {
+    let path = file.checkpoint.as_ref().unwrap_or(&plan.checkpoint.path);
+    let catalog = Catalog::open(path).map_err(|error| {
+        let moved = file.checkpoint.is_none() && matches!(error, CatalogError::Read { .. });
+        let failure = Failure::from(error);
+        match moved {
+            true => {
+                failure.with_help("if the checkpoint was moved, say where it is with --checkpoint".to_owned())
+            }
+            false => failure,
+        }
+    })?;
+    plan.check_against(&catalog)?;
+    Ok(catalog)
 }
 
 /// `path` from the root, so that a plan means the same checkpoint wherever it is used.

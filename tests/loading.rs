@@ -79,7 +79,7 @@ fn a_table_is_printed_for_people() {
     let (_folder, plan) = planned(&fixture("qwen3-f32"), [2, 1, 1]);
     let printed = load(&plan, &[]).succeeded();
     assert_eq!(printed.lines().count(), 6, "{printed}");
-    assert!(printed.lines().next().unwrap().starts_with("rank  tensors"), "{printed}");
+    assert!(printed.lines().next().unwrap().starts_with("rank  device  tensors"), "{printed}");
     assert!(printed.lines().last().unwrap().starts_with("verified: "), "{printed}");
 }
 
@@ -192,7 +192,8 @@ fn a_file_that_was_rewritten_is_not_loaded() {
 #[test]
 fn gpus_are_an_environment_that_is_not_there() {
     let (_folder, plan) = planned(&fixture("llama-bf16"), [2, 1, 1]);
-    shardwright(&["load", text(&plan), "--device", "cuda"]).refused(4, &["GPU", "help: --device host"]);
+    shardwright(&["load", text(&plan), "--device", "cuda"])
+        .refused(4, &["no CUDA driver", "help: --device host"]);
 }
 
 #[test]

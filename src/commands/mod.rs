@@ -1,5 +1,6 @@
 //! One file for each subcommand. Each takes its arguments and a place to print to.
 
+mod attach;
 mod check;
 mod demo;
 mod explain;
@@ -26,6 +27,7 @@ pub(crate) fn run(command: Command, out: &mut dyn Write) -> Result<(), Failure> 
         Command::Placement(args) => placement::run(&args, out),
         Command::Slices(args) => slices::run(&args, out),
         Command::Load(args) => load::run(&args, out),
+        Command::Attach(args) => attach::run(&args, out),
         Command::Demo(args) => demo::run(&args, out),
     }
 }

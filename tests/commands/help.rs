@@ -4,7 +4,7 @@ use crate::support::{command, finish, fixture, shardwright, text, topology_fixtu
 use std::fs;
 use tempfile::TempDir;
 
-const COMMANDS: [&[&str]; 14] = [
+const COMMANDS: [&[&str]; 15] = [
     &["inspect"],
     &["topology"],
     &["topology", "list"],
@@ -18,6 +18,7 @@ const COMMANDS: [&[&str]; 14] = [
     &["slices"],
     &["placement"],
     &["load"],
+    &["attach"],
     &["demo"],
 ];
 
@@ -66,7 +67,7 @@ fn examples(help: &str) -> Vec<Vec<String>> {
 }
 
 /// The demo's own example is run in its test: it writes a large checkpoint. That of `topology detect` needs a driver, and what it
-/// does is tested with a simulated one (`tests/detect.rs`).
+/// does is tested with a simulated one (`tests/detect.rs`); that of `attach` needs somebody who holds, and has tests of its own.
 #[test]
 fn every_example_works() {
     let folder = TempDir::new().unwrap();
@@ -83,7 +84,10 @@ fn every_example_works() {
     run.sort_by_key(|words| words[0] != "plan");
     let checkpoint = fixture("llama-bf16");
     fs::copy(topology_fixture("matrix-4xl40s.txt"), folder.path().join("matrix.txt")).unwrap();
-    for words in run.iter().filter(|words| words[0] != "demo" && words[1] != "detect") {
+    let alone = |words: &&Vec<String>| {
+        !matches!(words[0].as_str(), "demo" | "attach") && words.get(1).is_none_or(|word| word != "detect")
+    };
+    for words in run.iter().filter(alone) {
         let words: Vec<&str> = words
             .iter()
             .map(|word| if word.starts_with("./Llama") { text(&checkpoint) } else { word.as_str() })

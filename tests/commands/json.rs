@@ -81,10 +81,10 @@ fn explain_gives_its_facts_as_json() {
 fn load_gives_its_facts_as_json() {
     let (_folder, file) = planned("qwen3-f32", &["--tp", "2"]);
     let facts = shardwright(&["load", text(&file), "--device", "host", "--json"]).json();
-    assert_eq!(keys(&facts), ["mismatches", "ranks", "seconds", "verified"]);
+    assert_eq!(keys(&facts), ["mismatches", "ranks", "seconds", "verified", "verified_tensors"]);
     assert_eq!(
         keys(&facts["ranks"][0]),
-        ["bytes", "load_seconds", "memory_bytes", "rank", "tensors", "verify_seconds"]
+        ["bytes", "device", "gpu", "load_seconds", "memory_bytes", "rank", "tensors", "verify_seconds"]
     );
 }
 

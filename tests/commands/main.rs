@@ -1,6 +1,7 @@
 //! What people read and programs parse: every command's help, tables and JSON.
 #![allow(clippy::unwrap_used)]
 
+mod attach;
 mod demo;
 mod explain;
 mod help;

@@ -1,12 +1,20 @@
 //! How ranks agree: the seam between the loader and whatever carries messages between ranks.
 //!
-//! In come arrays of numbers from every rank; out goes, on every rank, their sum, minimum or maximum.
+//! In come arrays of numbers from every rank; out goes, on every rank, their sum, minimum or maximum. Beside the calls
+//! stands a rank's [`Lifeline`]: how it says that it gets on, and hears that another does not.
 
+mod board;
+mod error;
 mod local;
+mod tcp;
 
+pub use board::Lifeline;
+pub use error::CollectiveError;
 pub use local::{LocalCommunicator, local_group};
+pub use tcp::TcpCommunicator;
 
-use std::time::Duration;
+pub(crate) use error::{one_line, seconds};
+pub(crate) use tcp::PROTOCOL;
 
 /// How the values of all ranks are combined, element by element. Sums wrap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,8 +42,12 @@ impl Reduce {
 
 /// One rank's end of a group of ranks.
 ///
-/// All ranks make the same calls in the same order. Every wait is bounded. A rank that is dropped, or that aborts, makes the
-/// calls of all others fail instead of leaving them waiting.
+/// All ranks make the same calls in the same order. A rank waits for another as long as that one gets on, which it shows by
+/// coming or by [`Lifeline::beat`], and no longer than the group's patience without a sign. The first failure of any rank,
+/// with its reason, is what the calls of all ranks end with from then on.
+///
+/// A communicator that is dropped has left the group: that is no failure in itself, but a call that needs the rank fails. One
+/// that is dropped by a panic makes the group fail. A rank that cannot go on says so with [`abort`](Self::abort).
 pub trait Communicator: Send {
     /// This rank.
     fn rank(&self) -> u32;
@@ -46,34 +58,14 @@ pub trait Communicator: Send {
     /// Combines `values` with those of all ranks, in place; all give the same number of values.
     ///
     /// # Errors
-    /// [`CollectiveError`] names the rank that failed, where it is known.
+    /// [`CollectiveError`] names the rank that failed first.
     fn all_reduce(&mut self, values: &mut [u64], reduce: Reduce) -> Result<(), CollectiveError>;
 
-    /// Tells all ranks that this one cannot go on.
-    fn abort(&mut self);
-}
+    /// This rank's line to the others for the time between calls.
+    fn lifeline(&self) -> Lifeline;
 
-/// Why ranks could not agree.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CollectiveError {
-    /// A rank failed or ended.
-    #[error("rank {rank} failed or ended before the others")]
-    PeerLost {
-        /// Which.
-        rank: u32,
-    },
-    /// Not all ranks came in time.
-    #[error("rank {rank} waited {waited:?} for the other ranks")]
-    TimedOut {
-        /// Who waited.
-        rank: u32,
-        /// How long.
-        waited: Duration,
-    },
-    /// Ranks made different calls.
-    #[error("rank {rank} made another call than the ranks before it")]
-    OutOfStep {
-        /// Who differs.
-        rank: u32,
-    },
+    /// Tells all ranks that this one cannot go on, and why.
+    fn abort(&mut self, reason: &str) {
+        self.lifeline().fail(self.rank(), reason);
+    }
 }

@@ -1,8 +1,11 @@
 //! This host's memory as a device: ranks are threads, their memory is RAM.
 
-use super::{Block, Device, DeviceError, DeviceMemory, Strip};
+use super::{Device, DeviceError, DeviceMemory, Place, Sum, claims::Claims};
 use crate::fingerprint::Fingerprint;
-use memmap2::{Advice, MmapMut};
+use memmap2::{Advice, MmapMut, MmapRaw};
+
+/// Most bytes that are filled at a time: what stays in a core's cache is gathered no faster, and progress is seen.
+const WINDOW: u64 = 8 << 20;
 
 /// Size of a huge page; memory is aligned to it so that the kernel can use them.
 const HUGE_PAGE: usize = 2 << 20;
@@ -13,7 +16,8 @@ pub struct HostDevice;
 
 /// Anonymous memory, aligned to huge pages and advised to use them: with 4 KiB pages, filling it takes about twice as long.
 struct HostMemory {
-    map: MmapMut,
+    map: MmapRaw,
+    claims: Claims,
     /// First byte of the map that is aligned.
     start: usize,
     len: usize,
@@ -39,13 +43,13 @@ impl Device for HostDevice {
         "host".to_owned()
     }
 
-    fn available_bytes(&self) -> Option<u64> {
-        meminfo("MemAvailable:")
+    fn available_bytes(&self) -> Result<Option<u64>, DeviceError> {
+        Ok(meminfo("MemAvailable:"))
     }
 
     fn allocate(&self, bytes: u64) -> Result<Box<dyn DeviceMemory>, DeviceError> {
         let refused = |available| DeviceError::OutOfMemory { device: self.name(), bytes, available };
-        let available = self.available_bytes();
+        let available = meminfo("MemAvailable:");
         if available.is_some_and(|free| bytes > free) {
             return Err(refused(available));
         }
@@ -57,21 +61,28 @@ impl Device for HostDevice {
             // Only advice: without huge pages it is slower, not wrong.
             let _ = map.advise_range(Advice::HugePage, start, len);
         }
-        Ok(Box::new(HostMemory { map, start, len }))
+        Ok(Box::new(HostMemory { map: map.into(), claims: Claims::default(), start, len }))
     }
 }
 
 impl HostMemory {
-    fn bytes(&self) -> &[u8] {
-        &self.map[self.start..self.start + self.len]
-    }
-
     /// The range of `bytes` bytes from `at` on, checked.
     fn range(&self, at: u64, bytes: u64) -> Result<std::ops::Range<usize>, DeviceError> {
         let outside = || DeviceError::OutOfRange { at, bytes, len: self.len as u64 };
         let stop = at.checked_add(bytes).filter(|&stop| stop <= self.len as u64).ok_or_else(outside)?;
         let place = |byte: u64| usize::try_from(byte).map_err(|_| outside());
         Ok(place(at)?..place(stop)?)
+    }
+
+    /// Lets `with` read a range that [`HostMemory::range`] gave.
+    fn read_with<T>(&self, range: std::ops::Range<usize>, with: impl FnOnce(&[u8]) -> T) -> T {
+        let _claimed = self.claims.take(range.clone(), false);
+        // SAFETY: `range` lies inside the mapping, which lives as long as self and whose bytes are always initialised; the
+        // claim keeps writers out of it until the slice is gone.
+        let bytes = unsafe {
+            std::slice::from_raw_parts(self.map.as_ptr().add(self.start + range.start), range.len())
+        };
+        with(bytes)
     }
 }
 
@@ -80,36 +91,49 @@ impl DeviceMemory for HostMemory {
         self.len as u64
     }
 
-    fn write(&mut self, block: Block<'_>, to: u64, to_stride: u64) -> Result<(), DeviceError> {
-        let mut at = to;
-        for row in block.rows() {
-            let range = self.range(at, row.len() as u64)?;
-            let start = self.start;
-            self.map[start + range.start..start + range.end].copy_from_slice(row);
-            at = at.saturating_add(to_stride);
-        }
+    fn place(&self) -> Place {
+        Place::Host { address: (self.map.as_ptr() as usize + self.start) as u64 }
+    }
+
+    fn window_bytes(&self) -> u64 {
+        WINDOW
+    }
+
+    fn fill(&self, at: u64, bytes: u64, with: &mut dyn FnMut(&mut [u8]) -> bool) -> Result<(), DeviceError> {
+        let range = self.range(at, bytes)?;
+        let _claimed = self.claims.take(range.clone(), true);
+        // SAFETY: `range` lies inside the mapping, which lives as long as self and whose bytes are always initialised; the
+        // claim keeps all others out of it until the slice is gone.
+        let bytes = unsafe {
+            std::slice::from_raw_parts_mut(self.map.as_mut_ptr().add(self.start + range.start), range.len())
+        };
+        with(bytes);
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<(), DeviceError> {
+    fn finish(&self) -> Result<(), DeviceError> {
         Ok(())
     }
 
-    fn fingerprint(&self, seed: u64, strips: &[Strip]) -> Result<Fingerprint, DeviceError> {
-        let mut sum = Fingerprint::default();
-        for strip in strips {
-            for run in 0..strip.runs {
-                let at = strip.at.saturating_add(run.saturating_mul(strip.at_stride));
-                let range = self.range(at, strip.run_bytes)?;
-                sum.add(seed, strip.in_tensor + run * strip.in_tensor_stride, &self.bytes()[range]);
+    fn fingerprints(&self, sums: &[Sum]) -> Result<Vec<Fingerprint>, DeviceError> {
+        let one = |sum: &Sum| {
+            let mut fingerprint = Fingerprint::default();
+            for strip in &sum.strips {
+                for run in 0..strip.runs {
+                    let at = strip.at.saturating_add(run.saturating_mul(strip.at_stride));
+                    let in_tensor = strip.in_tensor + run * strip.in_tensor_stride;
+                    let range = self.range(at, strip.run_bytes)?;
+                    self.read_with(range, |bytes| fingerprint.add(sum.seed, in_tensor, bytes));
+                }
             }
-        }
-        Ok(sum)
+            Ok(fingerprint)
+        };
+        sums.iter().map(one).collect()
     }
 
     fn read(&self, from: u64, into: &mut [u8]) -> Result<(), DeviceError> {
         let range = self.range(from, into.len() as u64)?;
-        into.copy_from_slice(&self.bytes()[range]);
+        self.read_with(range, |bytes| into.copy_from_slice(bytes));
         Ok(())
     }
 }
@@ -117,12 +141,20 @@ impl DeviceMemory for HostMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Strip;
 
     #[test]
     fn memory_is_zero_aligned_and_keeps_what_is_written() {
-        let mut memory = HostDevice.allocate(100).unwrap();
-        let block = Block { bytes: &[1, 2, 9, 3, 4], run_bytes: 2, stride: 3, runs: 2 };
-        memory.write(block, 10, 20).unwrap();
+        let memory = HostDevice.allocate(100).unwrap();
+        assert_eq!(memory.place().address() % HUGE_PAGE as u64, 0);
+        for (at, bytes) in [(10, [1, 2]), (30, [3, 4])] {
+            memory
+                .fill(at, 2, &mut |window| {
+                    window.copy_from_slice(&bytes);
+                    true
+                })
+                .unwrap();
+        }
         memory.finish().unwrap();
         let mut bytes = [7; 100];
         memory.read(0, &mut bytes).unwrap();
@@ -132,14 +164,37 @@ mod tests {
     }
 
     #[test]
+    fn threads_fill_their_places_at_once() {
+        let memory = HostDevice.allocate(1 << 20).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4u64 {
+                let memory = &memory;
+                scope.spawn(move || {
+                    for number in (thread..1 << 10).step_by(4) {
+                        let value = number.to_le_bytes()[0];
+                        memory
+                            .fill(number << 10, 1 << 10, &mut |window| {
+                                window.fill(value);
+                                true
+                            })
+                            .unwrap();
+                    }
+                });
+            }
+        });
+        let mut bytes = vec![0; 1 << 20];
+        memory.read(0, &mut bytes).unwrap();
+        assert!((0u64..).zip(&bytes).all(|(at, &byte)| byte == (at >> 10).to_le_bytes()[0]));
+    }
+
+    #[test]
     fn nothing_reaches_outside_the_memory() {
-        let mut memory = HostDevice.allocate(8).unwrap();
-        let block = Block { bytes: &[1; 4], run_bytes: 4, stride: 4, runs: 1 };
-        assert!(memory.write(block, 5, 4).is_err());
-        assert!(memory.write(block, u64::MAX, 4).is_err());
+        let memory = HostDevice.allocate(8).unwrap();
+        assert!(memory.fill(5, 4, &mut |_| unreachable!()).is_err());
+        assert!(memory.fill(u64::MAX, 4, &mut |_| unreachable!()).is_err());
         assert!(memory.read(8, &mut [0]).is_err());
         let strip = Strip { at: 4, at_stride: 8, in_tensor: 0, in_tensor_stride: 8, run_bytes: 4, runs: 2 };
-        assert!(memory.fingerprint(0, &[strip]).is_err());
+        assert!(memory.fingerprints(&[Sum { seed: 0, strips: vec![strip] }]).is_err());
     }
 
     #[test]

@@ -1,32 +1,51 @@
 //! Where the bytes go: the seam between the loader and a rank's memory.
 //!
-//! In come rows of bytes and places for them; out come fingerprints of what lies there. It knows no file and no tensor.
+//! In come windows of bytes and places for them; out come fingerprints of what lies there. It knows no file and no tensor.
 
+mod claims;
+pub mod cuda;
 mod host;
 
+pub use cuda::{CudaDevice, CudaError, CudaOptions};
 pub use host::HostDevice;
 
-use crate::fingerprint::Fingerprint;
+use crate::{
+    collective::{CollectiveError, Communicator},
+    fingerprint::Fingerprint,
+};
+use shardwright_planner::quote::quote;
 
 /// Something that ranks load into: this host's memory, or a GPU.
 pub trait Device: Send + Sync {
-    /// What it is, for people: `host`.
+    /// What it is, for people: `host`, `cuda:0`. Devices of one name share their memory.
     fn name(&self) -> String;
 
     /// Bytes that can be allocated now, where the device knows.
-    fn available_bytes(&self) -> Option<u64>;
+    ///
+    /// # Errors
+    /// [`DeviceError`] when it cannot be asked.
+    fn available_bytes(&self) -> Result<Option<u64>, DeviceError>;
 
     /// One piece of memory of `bytes` bytes, all zero.
     ///
     /// # Errors
     /// [`DeviceError::OutOfMemory`] with both numbers.
     fn allocate(&self, bytes: u64) -> Result<Box<dyn DeviceMemory>, DeviceError>;
+
+    /// How the ranks' devices agree among themselves, for ranks that can agree over `control` already. A device that has no
+    /// way of its own gives `control` back.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the devices do not find together.
+    fn connect(&self, control: Box<dyn Communicator>) -> Result<Box<dyn Communicator>, DeviceError> {
+        Ok(control)
+    }
 }
 
 /// A rank's memory. All weights of a rank lie in one.
 ///
-/// Writes may complete later than the call, in any order; [`DeviceMemory::finish`] waits for them. Reading what was written
-/// before it finished gives old or new bytes.
+/// What is filled may arrive later than the call, in any order; [`DeviceMemory::finish`] waits for it. Reading what was filled
+/// before it finished gives old or new bytes. Threads may fill different places at once.
 pub trait DeviceMemory: Send + Sync {
     /// Its length in bytes.
     fn len(&self) -> u64;
@@ -36,23 +55,58 @@ pub trait DeviceMemory: Send + Sync {
         self.len() == 0
     }
 
-    /// Copies `block`: row `n` goes to `to + n * to_stride`.
+    /// Where it lies.
+    fn place(&self) -> Place;
+
+    /// Most bytes that one call of [`DeviceMemory::fill`] takes; at least 1.
+    fn window_bytes(&self) -> u64;
+
+    /// Lets `with` write the `bytes` bytes that are to lie at `at`. What it is given has any content; when it returns false,
+    /// what lies at `at` then is anything. `with` must not use this memory.
     ///
     /// # Errors
-    /// [`DeviceError::OutOfRange`] when a row would lie outside.
-    fn write(&mut self, block: Block<'_>, to: u64, to_stride: u64) -> Result<(), DeviceError>;
+    /// [`DeviceError::OutOfRange`] when they lie outside, or are more than a window; [`DeviceError`] when an earlier copy failed.
+    fn fill(&self, at: u64, bytes: u64, with: &mut dyn FnMut(&mut [u8]) -> bool) -> Result<(), DeviceError>;
 
-    /// Waits until everything written has arrived.
+    /// Whether [`DeviceMemory::copy_mapped`] is worth a try.
+    fn copies_mappings(&self) -> bool {
+        false
+    }
+
+    /// Copies rows from where they lie in host memory, with no staging between: row `n` goes to `to + n * to_stride`. False when
+    /// this does not go for these rows; then nothing was copied. The rows are in use until the call returns, no longer.
     ///
     /// # Errors
-    /// [`DeviceError`] when a write failed.
-    fn finish(&mut self) -> Result<(), DeviceError>;
+    /// [`DeviceError::OutOfRange`] when a row would lie outside; [`DeviceError`] when a copy failed.
+    fn copy_mapped(&self, block: Block<'_>, to: u64, to_stride: u64) -> Result<bool, DeviceError> {
+        let _ = (block, to, to_stride);
+        Ok(false)
+    }
 
-    /// The sum of the fingerprints of `strips`, computed on the device from what lies there.
+    /// What was asked for and did not go, for people.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Waits until everything filled has arrived.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when a copy failed.
+    fn finish(&self) -> Result<(), DeviceError>;
+
+    /// The fingerprints of `sums`, computed on the device from what lies there.
     ///
     /// # Errors
     /// [`DeviceError::OutOfRange`] when a strip lies outside.
-    fn fingerprint(&self, seed: u64, strips: &[Strip]) -> Result<Fingerprint, DeviceError>;
+    fn fingerprints(&self, sums: &[Sum]) -> Result<Vec<Fingerprint>, DeviceError>;
+
+    /// What other processes of this host need to open the memory, where it can be opened.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the device refuses.
+    fn ipc_handle(&self) -> Result<Option<[u8; 64]>, DeviceError> {
+        Ok(None)
+    }
 
     /// Copies bytes from `from` on into `into`.
     ///
@@ -61,26 +115,63 @@ pub trait DeviceMemory: Send + Sync {
     fn read(&self, from: u64, into: &mut [u8]) -> Result<(), DeviceError>;
 }
 
-/// Rows of bytes in host memory that are to be copied to a device.
+/// Rows of bytes in host memory.
 #[derive(Debug, Clone, Copy)]
 pub struct Block<'a> {
     /// From the first row's first byte to the last row's last byte.
     pub bytes: &'a [u8],
-    /// Bytes of each row.
+    /// Bytes of each row; at least 1.
     pub run_bytes: usize,
-    /// Bytes from one row's beginning to the next.
+    /// Bytes from one row's beginning to the next; at least as many.
     pub stride: usize,
-    /// How many rows.
+    /// How many rows; at least 1.
     pub runs: usize,
 }
 
-impl<'a> Block<'a> {
-    /// The rows one by one. Rows that `bytes` does not hold are left out; what is written is counted elsewhere.
-    pub fn rows(self) -> impl Iterator<Item = &'a [u8]> {
-        (0..self.runs).filter_map(move |run| {
-            let start = run.checked_mul(self.stride)?;
-            self.bytes.get(start..start.checked_add(self.run_bytes)?)
-        })
+/// Where a memory lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// In this process.
+    Host {
+        /// Its first byte.
+        address: u64,
+    },
+    /// In a GPU's memory.
+    Cuda {
+        /// Its first byte: a device pointer of the GPU's primary context.
+        address: u64,
+        /// The GPU's number for the CUDA driver, in this process.
+        ordinal: u32,
+        /// The GPU's UUID, as `nvidia-smi -L` prints it.
+        uuid: String,
+    },
+}
+
+impl Place {
+    /// The address of its first byte.
+    pub fn address(&self) -> u64 {
+        match self {
+            Self::Host { address } | Self::Cuda { address, .. } => *address,
+        }
+    }
+}
+
+/// What one fingerprint is over: strips of a tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sum {
+    /// The tensor's, see [`crate::fingerprint::seed_of`].
+    pub seed: u64,
+    /// Its bytes; no byte twice.
+    pub strips: Vec<Strip>,
+}
+
+impl Sum {
+    /// Bytes it is over.
+    pub fn bytes(&self) -> u64 {
+        self.strips
+            .iter()
+            .map(|strip| strip.run_bytes.saturating_mul(strip.runs))
+            .fold(0, u64::saturating_add)
     }
 }
 
@@ -124,5 +215,49 @@ pub enum DeviceError {
         bytes: u64,
         /// The memory's length.
         len: u64,
+    },
+    /// The ranks do not get on together.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// Something was to be written to another process' memory.
+    #[error("{device}: the memory is another process', and is only read")]
+    ReadOnly {
+        /// The device.
+        device: String,
+    },
+    /// A GPU that this process does not see.
+    #[error("this process sees no GPU {}", quote(uuid))]
+    NoSuchGpu {
+        /// Its UUID.
+        uuid: String,
+    },
+    /// Another process' memory is not what it says.
+    #[error("{device}: the memory that was opened has {found} bytes, and {bytes} were to be there")]
+    TooShort {
+        /// The device.
+        device: String,
+        /// Bytes that were to be there.
+        bytes: u64,
+        /// Its length.
+        found: u64,
+    },
+    /// Fingerprints were asked for, though the device was made without.
+    #[error("the device was made to load without verifying")]
+    NoFingerprints,
+    /// The CUDA driver could not do something.
+    #[error(transparent)]
+    Cuda(CudaError),
+    /// NCCL could not do something.
+    #[error("NCCL: {0}")]
+    Nccl(#[from] nccl_rs::CallError),
+    /// Ranks have different releases of NCCL.
+    #[error("NCCL differs between ranks: rank 0 has {first}, rank {rank} has {other}")]
+    NcclDiffers {
+        /// The release of rank 0.
+        first: String,
+        /// The first rank that has another.
+        rank: u32,
+        /// Its release.
+        other: String,
     },
 }

@@ -1,5 +1,7 @@
 //! Rows: the shape of every copy.
 
+use std::ops::Range;
+
 /// Runs of bytes that lie at equal distances, in a file and in a rank's memory.
 ///
 /// A column-parallel slice is one run; a row-parallel slice has one run for each row of the matrix.
@@ -65,6 +67,43 @@ impl Rows {
     }
 }
 
+impl Rows {
+    /// The parts of these rows that go to the bytes `start..stop` of the rank's memory: the end of a row that began before,
+    /// whole rows, and the beginning of one that ends after.
+    pub(super) fn within(self, start: u64, stop: u64) -> impl Iterator<Item = Self> {
+        let begins = |run: u64| self.to + run * self.to_stride;
+        let first = match start.checked_sub(self.to + self.run_bytes) {
+            Some(after) => after / self.to_stride + 1,
+            None => 0,
+        };
+        let end = match stop.checked_sub(self.to) {
+            Some(before) => before.div_ceil(self.to_stride).min(self.runs),
+            None => 0,
+        };
+        // Bytes of row `run` that lie in the window, counted from the row's beginning.
+        let inside = move |run: u64| {
+            let skipped = start.saturating_sub(begins(run)).min(self.run_bytes);
+            skipped..stop.saturating_sub(begins(run)).clamp(skipped, self.run_bytes)
+        };
+        let rows = move |runs: Range<u64>, bytes: Range<u64>| Self {
+            from: self.from + runs.start * self.from_stride + bytes.start,
+            to: begins(runs.start) + bytes.start,
+            run_bytes: bytes.end - bytes.start,
+            runs: runs.end - runs.start,
+            ..self
+        };
+        let whole = |run: u64| run < end && inside(run) == (0..self.run_bytes);
+        let head = first + u64::from(first < end && !whole(first));
+        let tail = if head < end && !whole(end - 1) { end - 1 } else { end };
+        let parts = [
+            (head > first).then(|| rows(first..head, inside(first))),
+            (tail > head).then(|| rows(head..tail, 0..self.run_bytes)),
+            (end > tail).then(|| rows(tail..end, inside(tail))),
+        ];
+        parts.into_iter().flatten().filter(|rows| rows.run_bytes > 0).map(Self::joined)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,6 +121,24 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn windows_share_the_rows_among_them(
+            from in 0u64..9, to in 0u64..9, run_bytes in 1u64..20, runs in 1u64..9,
+            gap_from in 0u64..5, gap_to in 0u64..5, window in 1u64..60,
+        ) {
+            let rows = Rows {
+                from, from_stride: run_bytes + gap_from, to, to_stride: run_bytes + gap_to, run_bytes, runs,
+            };
+            let mut pieces = Vec::new();
+            for start in (0..to + runs * rows.to_stride + 1).step_by(usize::try_from(window).unwrap()) {
+                for part in rows.within(start, start + window) {
+                    prop_assert!(moves(part).iter().all(|(_, to)| (start..start + window).contains(to)));
+                    pieces.extend(moves(part));
+                }
+            }
+            prop_assert_eq!(pieces, moves(rows));
+        }
+
         #[test]
         fn blocks_and_joined_rows_move_the_same_bytes(
             from in 0u64..9, to in 0u64..9, run_bytes in 1u64..20, runs in 1u64..9,

@@ -1,16 +1,15 @@
 //! A rank's own bytes against the bytes that its boxes have in the files.
 
-use super::{Mismatch, Verification, Verified, VerifyError, padding, piece_on_device, strips, sums::Wrong};
+use super::{
+    Mismatch, Verification, Verified, VerifyError, expected,
+    own::{self, OwnSums},
+    sums::Wrong,
+};
 use crate::{
     collective::{Communicator, Reduce},
-    fingerprint::{Fingerprint, seed_of},
-    schedule::{PlacedTensor, ScheduledPiece},
-    source::{Source, SourceError},
+    fingerprint::Fingerprint,
+    schedule::PlacedTensor,
 };
-use shardwright_planner::checkpoint::ByteRange;
-
-/// Bytes of a file that are read at a time.
-const STEP: u64 = 4 << 20;
 
 /// Verifies what one rank has loaded without the others: it has just the bytes that its boxes have in the files. That the
 /// boxes of all ranks make up the tensors is then taken from the plan.
@@ -19,8 +18,12 @@ const STEP: u64 = 4 << 20;
 /// [`VerifyError`] when the bytes cannot be read; a mismatch is no error here.
 pub fn verify_alone(this: &Verification<'_>) -> Result<Verified, VerifyError> {
     let mut verified = Verified::default();
-    for tensor in &this.schedule.tensors {
-        let (expected, found) = own_sums(this, tensor)?;
+    for (tensor, own) in this.schedule.tensors.iter().zip(own::sums(this)?) {
+        let Some(own) = own else {
+            verified.left_out += 1;
+            continue;
+        };
+        let (expected, found) = (expected_of(this, tensor)?, own.whole());
         verified.bytes += found.bytes();
         if expected == found {
             verified.tensors += 1;
@@ -35,6 +38,7 @@ pub fn verify_alone(this: &Verification<'_>) -> Result<Verified, VerifyError> {
 /// Finds the ranks whose own bytes are wrong, for tensors that are. Every rank calls it with the same tensors.
 pub(super) fn blame(
     this: &Verification<'_>,
+    own: &[Option<OwnSums>],
     wrong: &[Wrong],
     communicator: &mut dyn Communicator,
 ) -> Result<Vec<Mismatch>, VerifyError> {
@@ -42,10 +46,10 @@ pub(super) fn blame(
     // One number for each tensor and rank: whether that rank's own bytes differ.
     let mut differs = vec![0u64; wrong.len() * world];
     for (place, mismatch) in wrong.iter().enumerate() {
-        let own = this.schedule.tensors.iter().find(|tensor| tensor.id == mismatch.id);
-        if let Some(tensor) = own {
-            let (expected, found) = own_sums(this, tensor)?;
-            differs[place * world + communicator.rank() as usize] = u64::from(expected != found);
+        let mut held = this.schedule.tensors.iter().zip(own);
+        if let Some((tensor, Some(own))) = held.find(|(tensor, _)| tensor.id == mismatch.id) {
+            let differ = expected_of(this, tensor)? != own.whole();
+            differs[place * world + communicator.rank() as usize] = u64::from(differ);
         }
     }
     if !differs.is_empty() {
@@ -67,45 +71,11 @@ pub(super) fn blame(
         .collect())
 }
 
-/// The fingerprints of all boxes that the rank holds of a tensor: from the file, and from its memory.
-fn own_sums(
-    this: &Verification<'_>,
-    tensor: &PlacedTensor,
-) -> Result<(Fingerprint, Fingerprint), VerifyError> {
-    let (mut expected, mut found) = (Fingerprint::default(), Fingerprint::default());
+/// The fingerprint of all boxes that the rank holds of a tensor, from the file.
+fn expected_of(this: &Verification<'_>, tensor: &PlacedTensor) -> Result<Fingerprint, VerifyError> {
+    let mut sum = expected::padding(tensor);
     for piece in &tensor.pieces {
-        expected.merge(piece_in_file(this.source, tensor, piece)?);
-        found.merge(piece_on_device(this.memory, tensor, piece)?);
-    }
-    let (zeros, lies_there) = padding(this.memory, tensor)?;
-    expected.merge(zeros);
-    found.merge(lies_there);
-    Ok((expected, found))
-}
-
-/// The fingerprint of a piece, from the file.
-fn piece_in_file(
-    source: &dyn Source,
-    tensor: &PlacedTensor,
-    piece: &ScheduledPiece,
-) -> Result<Fingerprint, SourceError> {
-    let seed = seed_of(&tensor.name);
-    let mut sum = Fingerprint::default();
-    let mut scratch = Vec::new();
-    for strip in strips(tensor, piece) {
-        for run in 0..strip.runs {
-            let mut at = strip.in_tensor + run * strip.in_tensor_stride;
-            let stop = at + strip.run_bytes;
-            while at < stop {
-                let end = (at + STEP).min(stop);
-                let start = tensor.file_start;
-                let range = ByteRange::new(start + at, start + end, u64::MAX);
-                if let Some(range) = range {
-                    sum.add(seed, at, source.bytes(tensor.file, range, &mut scratch)?);
-                }
-                at = end;
-            }
-        }
+        sum.merge(expected::piece(this, tensor, piece)?);
     }
     Ok(sum)
 }

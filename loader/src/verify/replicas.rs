@@ -1,6 +1,6 @@
 //! Boxes that several ranks hold: all must have the same fingerprint.
 
-use super::{Verification, VerifyError, piece_on_device};
+use super::{Verification, VerifyError, own::OwnSums};
 use crate::{
     collective::{Communicator, Reduce},
     fingerprint::Fingerprint,
@@ -11,6 +11,7 @@ use std::collections::HashMap;
 /// The numbers in the catalog of tensors of which two ranks hold the same box with different bytes.
 pub(super) fn compare(
     this: &Verification<'_>,
+    own: &[Option<OwnSums>],
     communicator: &mut dyn Communicator,
 ) -> Result<Vec<usize>, VerifyError> {
     let slots = slots(this)?;
@@ -21,10 +22,12 @@ pub(super) fn compare(
     // Whoever does not hold a box changes neither the smallest nor the largest value.
     let mut least = vec![u64::MAX; slots.ids.len() * width];
     let mut most = vec![0; slots.ids.len() * width];
-    for tensor in &this.schedule.tensors {
-        for piece in tensor.pieces.iter().filter(|piece| piece.replicas > 1) {
+    for (tensor, own) in this.schedule.tensors.iter().zip(own) {
+        // Tensors that are left out of a sample leave both values as they are, on every rank.
+        let Some(own) = own else { continue };
+        for (piece, sum) in tensor.pieces.iter().zip(&own.pieces).filter(|(piece, _)| piece.replicas > 1) {
             let Some(&slot) = slots.of.get(&(tensor.id, piece.region.start.as_slice())) else { continue };
-            let limbs = piece_on_device(this.memory, tensor, piece)?.to_limbs();
+            let limbs = sum.to_limbs();
             least[slot * width..][..width].copy_from_slice(&limbs);
             most[slot * width..][..width].copy_from_slice(&limbs);
         }
@@ -35,7 +38,11 @@ pub(super) fn compare(
         .ids
         .iter()
         .enumerate()
-        .filter(|(slot, _)| least[slot * width..][..width] != most[slot * width..][..width])
+        .filter(|(slot, _)| {
+            let (least, most) = (&least[slot * width..][..width], &most[slot * width..][..width]);
+            // Nobody brought anything where the smallest value is still the largest there is.
+            least != most && least.iter().any(|&limb| limb != u64::MAX)
+        })
         .map(|(_, &id)| id)
         .collect();
     differ.dedup();

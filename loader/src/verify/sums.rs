@@ -1,14 +1,10 @@
 //! The sum over ranks against the fingerprint of the file.
 
-use super::{Verification, VerifyError, padding, piece_on_device};
+use super::{Verification, VerifyError, expected, own::OwnSums, sample};
 use crate::{
     collective::{Communicator, Reduce},
-    fingerprint::{Fingerprint, seed_of},
+    fingerprint::Fingerprint,
 };
-use shardwright_planner::checkpoint::ByteRange;
-
-/// Bytes of a file that are fingerprinted at a time.
-const STEP: u64 = 4 << 20;
 
 /// A tensor whose sum over ranks is not that of the file, or that was found wrong otherwise.
 #[derive(Debug, Clone, Copy)]
@@ -36,27 +32,32 @@ pub(super) struct Sums {
     /// By the tensors' numbers in the catalog.
     pub(super) compared: Vec<Compared>,
     pub(super) mismatches: Vec<Wrong>,
+    /// How many tensors were compared.
+    pub(super) tensors: u64,
     pub(super) device_bytes: u64,
 }
 
 /// Sums what the ranks hold, each element once, and what the files say, each byte once, and compares.
 pub(super) fn compare(
     this: &Verification<'_>,
+    own: &[Option<OwnSums>],
     communicator: &mut dyn Communicator,
 ) -> Result<Sums, VerifyError> {
     let count = this.catalog.tensors().len();
+    let chosen = sample::chosen(this)?;
     let mut found = vec![Fingerprint::default(); count];
     let mut device_bytes = 0;
-    let mut expected = share_of_files(this, communicator.rank(), communicator.world_size())?;
-    for tensor in &this.schedule.tensors {
-        for piece in tensor.pieces.iter().filter(|piece| piece.replica == 0) {
-            let sum = piece_on_device(this.memory, tensor, piece)?;
+    let mut expected =
+        expected::share_of_files(this, &chosen, communicator.rank(), communicator.world_size())?;
+    for (tensor, own) in this.schedule.tensors.iter().zip(own) {
+        let Some(own) = own else { continue };
+        let answers = tensor.pieces.iter().zip(&own.pieces).filter(|(piece, _)| piece.replica == 0);
+        for (_, sum) in answers {
             device_bytes += sum.bytes();
-            found[tensor.id].merge(sum);
+            found[tensor.id].merge(*sum);
         }
-        let (zeros, lies_there) = padding(this.memory, tensor)?;
-        expected[tensor.id].merge(zeros);
-        found[tensor.id].merge(lies_there);
+        expected[tensor.id].merge(expected::padding(tensor));
+        found[tensor.id].merge(own.padding);
     }
 
     let mut limbs: Vec<u64> = found.iter().chain(&expected).flat_map(|sum| sum.to_limbs()).collect();
@@ -76,37 +77,6 @@ pub(super) fn compare(
         .filter(|(_, compared)| compared.expected != compared.found)
         .map(|(id, compared)| compared.named(id))
         .collect();
-    Ok(Sums { compared, mismatches, device_bytes })
-}
-
-/// The fingerprints of this rank's share of the files: of all tensors' bytes laid one after the other, one run in as many as
-/// there are ranks. The shares depend on the files alone.
-fn share_of_files(this: &Verification<'_>, rank: u32, world: u32) -> Result<Vec<Fingerprint>, VerifyError> {
-    let total = u128::from(this.catalog.tensor_bytes());
-    let border = |rank: u32| u64::try_from(total * u128::from(rank) / u128::from(world)).unwrap_or(u64::MAX);
-    let (first, last) = (border(rank), border(rank + 1));
-
-    let mut sums = vec![Fingerprint::default(); this.catalog.tensors().len()];
-    let mut order: Vec<usize> = (0..sums.len()).collect();
-    order.sort_by_key(|&id| (this.catalog.tensors()[id].file, this.catalog.tensors()[id].bytes));
-    let mut scratch = Vec::new();
-    // Where the tensor begins among all tensors' bytes.
-    let mut before = 0u64;
-    for id in order {
-        let tensor = &this.catalog.tensors()[id];
-        let seed = seed_of(&tensor.name);
-        let start = first.saturating_sub(before).min(tensor.bytes.len());
-        let stop = last.saturating_sub(before).min(tensor.bytes.len());
-        before += tensor.bytes.len();
-        let mut at = start;
-        while at < stop {
-            let end = (at + STEP).min(stop);
-            let base = tensor.bytes.start();
-            let Some(range) = ByteRange::new(base + at, base + end, tensor.bytes.stop()) else { break };
-            let bytes = this.source.bytes(tensor.file, range, &mut scratch)?;
-            sums[id].add(seed, at, bytes);
-            at = end;
-        }
-    }
-    Ok(sums)
+    let tensors = chosen.iter().filter(|chosen| **chosen).count() as u64;
+    Ok(Sums { compared, mismatches, tensors, device_bytes })
 }

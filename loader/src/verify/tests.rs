@@ -3,11 +3,13 @@
 use super::*;
 use crate::{
     collective::local_group,
-    device::{Block, Device, HostDevice},
-    load::{LoadOptions, Progress, load_all},
+    device::{Device, HostDevice},
+    load::{LoadError, LoadOptions, LoadedRank, Progress, Seat, load},
+    schedule::Rows,
     source::MappedFiles,
 };
 use shardwright_planner::{
+    checkpoint::ByteRange,
     mesh::Mesh,
     model::{CONFIG_NAME, Config},
     planning::{PlanRequest, Sharing, build},
@@ -42,7 +44,8 @@ fn planned(name: &str, dp: u32, pp: u32, tp: u32) -> (Plan, Catalog) {
 fn verified(
     plan: &Plan,
     catalog: &Catalog,
-    breaks: impl Fn(&mut Schedule, &mut dyn DeviceMemory) + Sync,
+    extent: Extent,
+    breaks: impl Fn(&mut Schedule, &dyn DeviceMemory) + Sync,
 ) -> Vec<Verified> {
     let files = MappedFiles::open(catalog).unwrap();
     let (files, breaks) = (&files, &breaks);
@@ -52,19 +55,21 @@ fn verified(
             .map(|(rank, mut communicator)| {
                 scope.spawn(move || {
                     let mut schedule = Schedule::new(plan, catalog, rank).unwrap();
-                    let mut memory = HostDevice.allocate(schedule.memory_bytes).unwrap();
+                    let memory = HostDevice.allocate(schedule.memory_bytes).unwrap();
                     for tensor in &schedule.tensors {
                         for rows in tensor.pieces.iter().flat_map(|piece| &piece.rows) {
-                            crate::load::copy_for_test(*rows, tensor.file, files, memory.as_mut());
+                            copy(*rows, tensor.file, files, memory.as_ref());
                         }
                     }
-                    breaks(&mut schedule, memory.as_mut());
+                    breaks(&mut schedule, memory.as_ref());
                     let this = Verification {
                         plan,
                         catalog,
                         schedule: &schedule,
                         memory: memory.as_ref(),
                         source: files,
+                        extent,
+                        step: &|| Ok(()),
                     };
                     verify(&this, &mut communicator).unwrap()
                 })
@@ -74,11 +79,39 @@ fn verified(
     })
 }
 
-fn flip(memory: &mut dyn DeviceMemory, at: u64) {
+/// Copies row by row, as plainly as it goes.
+fn copy(rows: Rows, file: usize, source: &dyn Source, memory: &dyn DeviceMemory) {
+    for run in 0..rows.runs {
+        let from = rows.from + run * rows.from_stride;
+        let range = ByteRange::new(from, from + rows.run_bytes, u64::MAX).unwrap();
+        let mut scratch = Vec::new();
+        let bytes = source.bytes(file, range, &mut scratch).unwrap();
+        put(memory, rows.to + run * rows.to_stride, bytes);
+    }
+}
+
+fn put(memory: &dyn DeviceMemory, at: u64, bytes: &[u8]) {
+    for (at, part) in (at..).step_by(1 << 20).zip(bytes.chunks(1 << 20)) {
+        let mut with = |into: &mut [u8]| {
+            into.copy_from_slice(part);
+            true
+        };
+        memory.fill(at, part.len() as u64, &mut with).unwrap();
+    }
+}
+
+fn flip(memory: &dyn DeviceMemory, at: u64) {
     let mut byte = [0];
     memory.read(at, &mut byte).unwrap();
-    byte[0] ^= 0x80;
-    memory.write(Block { bytes: &byte, run_bytes: 1, stride: 1, runs: 1 }, at, 1).unwrap();
+    put(memory, at, &[byte[0] ^ 0x80]);
+}
+
+fn load_all(plan: &Plan, catalog: &Catalog, device: &dyn Device) -> Result<Vec<LoadedRank>, LoadError> {
+    let seats = (0u32..)
+        .zip(local_group(plan.mesh.world_size(), PATIENCE))
+        .map(|(rank, communicator)| Seat { rank, device, communicator: Some(Box::new(communicator)) });
+    let options = LoadOptions { verify: Some(Extent::Full), ..LoadOptions::default() };
+    load(plan, catalog, seats.collect(), &options, &Progress::default())
 }
 
 const CHECKPOINTS: [&str; 5] =
@@ -89,7 +122,7 @@ fn what_was_loaded_right_is_verified_whatever_the_mesh() {
     for name in CHECKPOINTS {
         for (dp, pp, tp) in [(1, 1, 1), (1, 1, 4), (1, 1, 8), (1, 2, 2), (2, 2, 2), (3, 1, 2)] {
             let (plan, catalog) = planned(name, dp, pp, tp);
-            for rank in verified(&plan, &catalog, |_, _| ()) {
+            for rank in verified(&plan, &catalog, Extent::Full, |_, _| ()) {
                 assert_eq!(rank.mismatches, [], "{name} dp {dp} pp {pp} tp {tp}");
                 assert_eq!(rank.tensors, catalog.tensors().len() as u64);
             }
@@ -108,7 +141,7 @@ fn one_flipped_byte_anywhere_is_caught_and_named() {
             let schedule = Schedule::new(&plan, &catalog, bad).unwrap();
             for tensor in schedule.tensors.iter().step_by(3) {
                 let at = tensor.offset + tensor.bytes - 1;
-                let found = verified(&plan, &catalog, |schedule, memory| {
+                let found = verified(&plan, &catalog, Extent::Full, |schedule, memory| {
                     if schedule.rank == bad {
                         flip(memory, at);
                     }
@@ -132,7 +165,7 @@ fn a_wrong_box_is_caught_though_its_bytes_are_the_files() {
     let (plan, catalog) = planned("llama-bf16", 1, 1, 4);
     let files = MappedFiles::open(&catalog).unwrap();
     let wrong = "model.layers.1.mlp.up_proj.weight";
-    let found = verified(&plan, &catalog, |schedule, memory| {
+    let found = verified(&plan, &catalog, Extent::Full, |schedule, memory| {
         if schedule.rank != 2 {
             return;
         }
@@ -140,7 +173,7 @@ fn a_wrong_box_is_caught_though_its_bytes_are_the_files() {
         let tensor = schedule.tensors.iter_mut().find(|tensor| tensor.name == wrong).unwrap();
         let rows = &mut tensor.pieces[0].rows[0];
         rows.from -= rows.run_bytes;
-        crate::load::copy_for_test(*rows, tensor.file, &files, memory);
+        copy(*rows, tensor.file, &files, memory);
     });
     for rank in found {
         assert_eq!(rank.mismatches.len(), 1);
@@ -157,7 +190,9 @@ fn ranks_with_different_plans_do_not_agree() {
         let ranks: Vec<_> = [&plan, &other]
             .into_iter()
             .zip(local_group(2, PATIENCE))
-            .map(|(plan, mut communicator)| scope.spawn(move || agree_on_plan(plan, &mut communicator)))
+            .map(|(plan, mut communicator)| {
+                scope.spawn(move || agree_on_plan(plan, Extent::Full, &mut communicator))
+            })
             .collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
     });
@@ -172,8 +207,8 @@ impl Device for OneFails {
         "one-fails".to_owned()
     }
 
-    fn available_bytes(&self) -> Option<u64> {
-        None
+    fn available_bytes(&self) -> Result<Option<u64>, DeviceError> {
+        Ok(None)
     }
 
     fn allocate(&self, bytes: u64) -> Result<Box<dyn DeviceMemory>, DeviceError> {
@@ -187,10 +222,46 @@ impl Device for OneFails {
 #[test]
 fn a_rank_that_fails_ends_all_and_is_the_one_reported() {
     let (plan, catalog) = planned("llama-bf16", 1, 1, 4);
-    let options = LoadOptions { verify: true, patience: PATIENCE, flip_byte_of: None };
     let device = OneFails(std::sync::atomic::AtomicU32::new(0));
-    let Err(error) = load_all(&plan, &catalog, &device, &options, &Progress::default()) else {
-        panic!("a rank had no memory")
-    };
+    let Err(error) = load_all(&plan, &catalog, &device) else { panic!("a rank had no memory") };
     assert!(error.to_string().contains("one-fails cannot give"), "{error}");
+}
+
+#[test]
+fn a_loaded_rank_hands_out_its_tensors_where_they_lie() {
+    let (plan, catalog) = planned("llama-bf16", 1, 1, 2);
+    let ranks = load_all(&plan, &catalog, &HostDevice).unwrap();
+    assert_eq!(ranks.len(), 2);
+    for rank in &ranks {
+        assert_eq!(rank.verified.as_ref().map(|verified| verified.mismatches.len()), Some(0));
+        for tensor in rank.tensors() {
+            let same = rank.tensor(tensor.name).unwrap();
+            assert_eq!((same.address, same.offset), (tensor.address, tensor.offset));
+            assert_eq!((tensor.address - rank.place().address(), tensor.address % 256), (tensor.offset, 0));
+            let strides = tensor.strides();
+            assert_eq!(strides.last(), Some(&1));
+            let bits = tensor.shape[0] * strides[0] * tensor.dtype.bitsize() as u64;
+            assert_eq!(bits / 8, tensor.bytes);
+        }
+        assert!(rank.tensor("no.such.weight").is_none());
+        assert_eq!(rank.rank, rank.weights.rank);
+    }
+}
+
+#[test]
+fn a_sample_has_each_kind_of_tensor_and_finds_what_is_wrong_with_all_of_a_kind() {
+    let (plan, catalog) = planned("llama-bf16", 1, 1, 2);
+    let all = catalog.tensors().len() as u64;
+    let kinds = plan.tensors.len() as u64;
+    for rank in verified(&plan, &catalog, Extent::Sample, |_, _| ()) {
+        assert_eq!(rank.mismatches, []);
+        assert_eq!(rank.tensors + rank.left_out, all);
+        assert!(rank.tensors >= kinds && rank.left_out > 0, "{rank:?}");
+    }
+    let found = verified(&plan, &catalog, Extent::Sample, |schedule, memory| {
+        for tensor in schedule.tensors.iter().filter(|tensor| tensor.name.contains("down_proj")) {
+            flip(memory, tensor.offset);
+        }
+    });
+    assert!(found.iter().all(|rank| rank.mismatches.len() == 1 && rank.mismatches[0].ranks == [0, 1]));
 }

@@ -1,0 +1,63 @@
+//! Pages of the host that a GPU copies from by itself, for a while.
+
+use super::Context;
+use crate::device::CudaError;
+use cudarc::driver::sys;
+
+/// Memory is registered in whole pages.
+const PAGE: usize = 4096;
+
+/// Read-only pages that are registered with the driver until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    context: Context,
+    start: usize,
+}
+
+impl Registration {
+    /// Whether the driver registers read-only memory, as mapped files are.
+    pub(crate) fn is_supported(context: &Context) -> Result<bool, CudaError> {
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED;
+        Ok(context.attribute(attribute)? != 0)
+    }
+
+    /// Registers the pages that hold `bytes`. `None` when the driver does not take them: some are registered already, or it takes
+    /// none of a file.
+    ///
+    /// Bytes of others in the pages at the edges do no harm: a mapping consists of whole pages, and nobody writes.
+    pub(crate) fn new(context: &Context, bytes: &[u8]) -> Result<Option<Self>, CudaError> {
+        context.bind()?;
+        let first = bytes.as_ptr().expose_provenance();
+        let start = first / PAGE * PAGE;
+        let len = (first + bytes.len()).next_multiple_of(PAGE) - start;
+        let flags = sys::CU_MEMHOSTREGISTER_READ_ONLY | sys::CU_MEMHOSTREGISTER_PORTABLE;
+        let address = std::ptr::with_exposed_provenance_mut(start);
+        // SAFETY: the pages are mapped: each holds a byte that the caller has borrowed. They are read only, by the GPU as well.
+        let answer = unsafe { sys::cuMemHostRegister_v2(address, len, flags) };
+        match answer {
+            sys::CUresult::CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED
+            | sys::CUresult::CUDA_ERROR_NOT_SUPPORTED
+            | sys::CUresult::CUDA_ERROR_NOT_PERMITTED
+            | sys::CUresult::CUDA_ERROR_INVALID_VALUE
+            | sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Ok(None),
+            answer => {
+                context.check("cuMemHostRegister", answer.result())?;
+                Ok(Some(Self { context: context.clone(), start }))
+            }
+        }
+    }
+
+    /// Leaves the pages registered: a copy that nobody knows the end of may use them.
+    pub(crate) fn forget(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        if self.context.bind().is_ok() {
+            // SAFETY: registered by `new`, given back here only, after the copy that used it.
+            let _ = unsafe { sys::cuMemHostUnregister(std::ptr::with_exposed_provenance_mut(self.start)) };
+        }
+    }
+}

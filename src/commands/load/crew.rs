@@ -1,0 +1,285 @@
+//! Who loads what, and into which device: the ranks of this process, and how they agree with all others.
+
+use super::{
+    gpus::{self, Gpus},
+    interrupt::Interrupts,
+};
+use crate::{
+    cli::{DeviceChoice, Load},
+    failure::{Failure, Kind},
+    inputs::checkpoint_of,
+    output::escaped_line,
+};
+use shardwright_loader::{
+    collective::{Communicator, Lifeline, TcpCommunicator, local_group},
+    device::{Device, HostDevice},
+    launch::{Address, Details, Launched, Rendezvous, launched},
+    load::{LoadOptions, Seat},
+};
+use shardwright_planner::{checkpoint::Catalog, plan::Plan};
+use std::{cell::RefCell, time::Duration};
+
+/// The kind of GPU that a plan for host memory has.
+const HOST_KIND: &str = "host";
+
+/// Letters of a plan's digest that name a job whose launcher has no name for it.
+const JOB_LETTERS: usize = 16;
+
+/// The ranks of this process, each with its device and its end of the group.
+pub(super) struct Crew {
+    members: Vec<Member>,
+    company: Company,
+    /// What there is to say of how it came about.
+    pub(super) notes: Vec<String>,
+}
+
+struct Member {
+    rank: u32,
+    device: Box<dyn Device>,
+    /// Taken when loading begins.
+    communicator: RefCell<Option<Box<dyn Communicator>>>,
+}
+
+/// Where the other ranks are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Company {
+    /// There is one rank in this process, and no other takes part.
+    Alone,
+    /// All ranks are threads of this process.
+    Threads,
+    /// Each rank is a process.
+    Processes,
+}
+
+/// Which ranks this process has, and how they meet the others.
+enum Part {
+    One { rank: u32 },
+    All,
+    OneOfMany { rank: u32, address: Address, job: String },
+}
+
+impl Crew {
+    /// Finds out who is to load what, opens the checkpoint, finds the devices, and meets the other processes, if there are any.
+    pub(super) fn muster(
+        args: &Load,
+        plan: &Plan,
+        options: &LoadOptions,
+        interrupts: &Interrupts,
+    ) -> Result<(Self, Catalog), Failure> {
+        let patience = Duration::from_secs(args.patience);
+        let part = part(args, plan)?;
+        let mut notes = Vec::new();
+        let (company, here) = match part {
+            Part::One { rank } => (Company::Alone, vec![rank]),
+            Part::All => (Company::Threads, (0..plan.mesh.world_size()).collect()),
+            Part::OneOfMany { rank, .. } => (Company::Processes, vec![rank]),
+        };
+        let nccl = if needs_nccl(args, plan, options, company) { Some(gpus::nccl(&mut notes)) } else { None };
+        let version = nccl.as_ref().and_then(|nccl| nccl.as_ref().ok()).map(nccl_rs::Library::version);
+        let prepared = checkpoint_of(plan, &args.file)
+            .and_then(|catalog| Ok((catalog, devices(args, plan, options, &here, nccl, &mut notes)?)));
+        let communicators: Vec<Option<Box<dyn Communicator>>> = match part {
+            Part::One { .. } => vec![None],
+            Part::All => {
+                let ends = local_group(plan.mesh.world_size(), patience).into_iter();
+                ends.map(|end| Some(Box::new(end) as Box<dyn Communicator>)).collect()
+            }
+            Part::OneOfMany { rank, address, job } => {
+                let device = prepared.as_ref().ok().and_then(|(_, devices)| devices.first());
+                let details = Details {
+                    nccl: version.map(|version| version.major * 10_000 + version.minor * 100 + version.patch),
+                    host: host_name(),
+                    device: device.map_or_else(|| "no device".to_owned(), |device| device.name()),
+                    pid: std::process::id(),
+                };
+                let mut end = meet(plan, rank, address, job, details, patience, interrupts)?;
+                notes.extend(end.notes().iter().cloned());
+                if let Err(failure) = &prepared {
+                    // The others wait for this rank: let them hear why it does not come.
+                    end.abort(&failure.message);
+                }
+                vec![Some(Box::new(end))]
+            }
+        };
+        let (catalog, devices) = prepared?;
+        let members = here
+            .into_iter()
+            .zip(devices)
+            .zip(communicators)
+            .map(|((rank, device), end)| Member { rank, device, communicator: RefCell::new(end) })
+            .collect();
+        Ok((Self { members, company, notes }, catalog))
+    }
+
+    /// Where the other ranks are.
+    pub(super) fn company(&self) -> Company {
+        self.company
+    }
+
+    pub(super) fn ranks(&self) -> Vec<u32> {
+        self.members.iter().map(|member| member.rank).collect()
+    }
+
+    /// The devices' names, in the order of the ranks.
+    pub(super) fn places(&self) -> Vec<String> {
+        self.members.iter().map(|member| member.device.name()).collect()
+    }
+
+    /// The ranks that have a lifeline, with theirs.
+    pub(super) fn lifelines(&self) -> Vec<(u32, Lifeline)> {
+        let lifeline =
+            |member: &Member| member.communicator.borrow().as_ref().map(|end| (member.rank, end.lifeline()));
+        self.members.iter().filter_map(lifeline).collect()
+    }
+
+    /// The seats for loading; the communicators are in them from then on.
+    pub(super) fn seats(&self) -> Vec<Seat<'_>> {
+        self.members.iter().map(Member::seat).collect()
+    }
+}
+
+impl Member {
+    fn seat(&self) -> Seat<'_> {
+        Seat { rank: self.rank, device: self.device.as_ref(), communicator: self.communicator.take() }
+    }
+}
+
+/// Checks that the plan has the rank.
+pub(super) fn check_rank(plan: &Plan, rank: u32) -> Result<(), Failure> {
+    let world = plan.mesh.world_size();
+    if rank < world {
+        return Ok(());
+    }
+    let message = format!("rank {rank} does not exist: the plan has ranks 0 to {}", world - 1);
+    Err(Failure::new(Kind::Usage, message))
+}
+
+/// What the arguments and the launcher say together.
+fn part(args: &Load, plan: &Plan) -> Result<Part, Failure> {
+    let launched = launched(&|name| std::env::var(name).ok()).map_err(|error| usage(&error))?;
+    let launched = launched.filter(|launched| launched.world != Some(1));
+    if let Some(rank) = args.rank {
+        check_rank(plan, rank)?;
+    }
+    let (rank, given) = match (&launched, args.rank) {
+        (None, None) => return Ok(Part::All),
+        (None, Some(rank)) if args.rendezvous.is_none() => {
+            if args.world_size.is_some() {
+                let failure =
+                    Failure::new(Kind::Usage, "--world-size says nothing about where the ranks meet");
+                return Err(failure.with_help("give --rendezvous HOST:PORT as well".to_owned()));
+            }
+            return Ok(Part::One { rank });
+        }
+        (None, Some(rank)) => (rank, None),
+        (Some(launched), rank) => (rank.unwrap_or(launched.rank), launched.world),
+    };
+    check_world(args, plan, launched.as_ref(), given)?;
+    check_rank(plan, rank)?;
+    let address = match (&args.rendezvous, &launched) {
+        (Some(address), _) => address.parse().map_err(|error| usage(&error))?,
+        (None, Some(launched)) => launched.address().map_err(|error| usage(&error))?.clone(),
+        (None, None) => return Ok(Part::One { rank }),
+    };
+    let job = match launched.and_then(|launched| launched.job) {
+        Some(job) => job,
+        None => plan.digest()?.chars().take(JOB_LETTERS).collect(),
+    };
+    Ok(Part::OneOfMany { rank, address, job })
+}
+
+/// Checks that there are as many ranks as the plan has.
+fn check_world(
+    args: &Load,
+    plan: &Plan,
+    launched: Option<&Launched>,
+    given: Option<u32>,
+) -> Result<(), Failure> {
+    let world = plan.mesh.world_size();
+    let (who, found) = match (args.world_size, given, launched) {
+        (Some(found), _, _) => ("--world-size says".to_owned(), found),
+        (None, Some(found), Some(launched)) => (format!("{} started", launched.launcher), found),
+        _ => return Ok(()),
+    };
+    if found == world {
+        return Ok(());
+    }
+    let message = format!("{who} {found} ranks, but the plan has {world}");
+    let help = format!("start {world} processes, or plan for {found} ranks");
+    Err(Failure::new(Kind::Usage, message).with_help(help))
+}
+
+fn usage(error: &impl ToString) -> Failure {
+    Failure::of_text(Kind::Usage, &error.to_string())
+}
+
+fn meet(
+    plan: &Plan,
+    rank: u32,
+    address: Address,
+    job: String,
+    details: Details,
+    patience: Duration,
+    interrupts: &Interrupts,
+) -> Result<TcpCommunicator, Failure> {
+    let rendezvous = Rendezvous {
+        address,
+        rank,
+        world: plan.mesh.world_size(),
+        job,
+        plan_digest: plan.digest()?,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        details,
+    };
+    Ok(rendezvous.join(patience, &|| interrupts.is_interrupted())?)
+}
+
+/// This host's name, for messages on other hosts.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "unknown".to_owned(),
+        name => escaped_line(name),
+    }
+}
+
+/// Whether the ranks' GPUs will have to agree.
+fn needs_nccl(args: &Load, plan: &Plan, options: &LoadOptions, company: Company) -> bool {
+    let gpus = match args.device {
+        DeviceChoice::Host => false,
+        DeviceChoice::Cuda => true,
+        DeviceChoice::Auto => is_for_gpus(plan) && Gpus::find().is_ok(),
+    };
+    gpus && options.verify.is_some() && plan.mesh.world_size() > 1 && company != Company::Alone
+}
+
+fn is_for_gpus(plan: &Plan) -> bool {
+    plan.ranks.iter().any(|place| place.kind != HOST_KIND)
+}
+
+/// The devices of the ranks `here`, in their order.
+fn devices(
+    args: &Load,
+    plan: &Plan,
+    options: &LoadOptions,
+    here: &[u32],
+    nccl: Option<Result<nccl_rs::Library, Failure>>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Box<dyn Device>>, Failure> {
+    let host = || here.iter().map(|_| Box::new(HostDevice) as Box<dyn Device>).collect();
+    let gpus = match args.device {
+        DeviceChoice::Host => return Ok(host()),
+        DeviceChoice::Cuda => Gpus::find()?,
+        DeviceChoice::Auto if !is_for_gpus(plan) => return Ok(host()),
+        DeviceChoice::Auto => match Gpus::find() {
+            Ok(gpus) => gpus,
+            Err(failure) => {
+                notes.push(format!("loading into host memory: {}", failure.message));
+                return Ok(host());
+            }
+        },
+    };
+    // What is wrong with the GPUs comes first.
+    let nccl = nccl.transpose()?;
+    gpus.devices(plan, here, args, options, nccl.as_ref())
+}

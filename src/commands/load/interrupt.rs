@@ -1,0 +1,124 @@
+//! Being asked to stop, and stopping though something hangs.
+
+use crate::failure::{Failure, Kind};
+use shardwright_loader::collective::Lifeline;
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    iterator::Signals,
+};
+use std::{
+    io::Write,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+/// How often the watchdog looks around.
+const TICK: Duration = Duration::from_millis(50);
+
+/// SIGINT and SIGTERM, from the first time that somebody listens.
+#[derive(Clone)]
+pub(super) struct Interrupts {
+    flag: Arc<AtomicBool>,
+}
+
+impl Interrupts {
+    /// From now on a signal does not end the program; whoever works looks at the flag.
+    pub(super) fn listen() -> Result<Self, Failure> {
+        // Signals are the process's, and so is who hears them: a command that loads twice stops for good.
+        static LISTENING: Mutex<Option<Interrupts>> = Mutex::new(None);
+        let mut listening = LISTENING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(interrupts) = listening.as_ref() {
+            return Ok(interrupts.clone());
+        }
+        let failed = |error| Failure::new(Kind::Environment, format!("cannot listen for signals: {error}"));
+        let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(failed)?;
+        let interrupts = Self { flag: Arc::default() };
+        let heard = interrupts.clone();
+        // It ends with the program.
+        std::thread::spawn(move || {
+            for _ in signals.forever() {
+                heard.flag.store(true, Ordering::Relaxed);
+            }
+        });
+        Ok(listening.insert(interrupts).clone())
+    }
+
+    /// Becomes true with each signal.
+    pub(super) fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.flag)
+    }
+
+    /// Whether there was a signal.
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.flag.load(Ordering::Relaxed)
+    }
+}
+
+/// Passes an interrupt on to all ranks, and ends the program when a rank of it does not: a driver or a file system that hangs
+/// cannot be talked out of it, and the other ranks wait for this process.
+pub(super) struct Watchdog {
+    interrupts: Interrupts,
+    stop: mpsc::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Watchdog {
+    /// Watches until it is stopped. When somebody asked to stop, or a rank failed, all ranks of this process have a part of
+    /// `patience` left.
+    pub(super) fn start(
+        interrupts: &Interrupts,
+        lifelines: Vec<(u32, Lifeline)>,
+        patience: Duration,
+    ) -> Self {
+        let (stop, stopped) = mpsc::channel();
+        let heard = interrupts.clone();
+        let grace = (patience / 2).clamp(Duration::from_secs(1), Duration::from_secs(5));
+        let thread = std::thread::spawn(move || {
+            let mut ended: Option<(Instant, String)> = None;
+            // The sender says that all is over, or is gone.
+            while stopped.recv_timeout(TICK) == Err(mpsc::RecvTimeoutError::Timeout) {
+                match &ended {
+                    None if heard.is_interrupted() => {
+                        // Whoever waits for other ranks hears it from here.
+                        for (rank, lifeline) in &lifelines {
+                            lifeline.fail(*rank, "interrupted");
+                        }
+                        ended = Some((Instant::now(), "interrupted".to_owned()));
+                    }
+                    None => {
+                        let failure = lifelines.iter().find_map(|(_, lifeline)| lifeline.failure());
+                        ended = failure.map(|failure| (Instant::now(), failure.to_string()));
+                    }
+                    Some((since, reason)) if since.elapsed() > grace => give_up(reason),
+                    Some(_) => {}
+                }
+            }
+        });
+        Self { interrupts: interrupts.clone(), stop, thread }
+    }
+
+    /// Stops watching, and gives `outcome` back: where it failed after an interrupt, that is why.
+    pub(super) fn stop<T>(self, outcome: Result<T, Failure>) -> Result<T, Failure> {
+        let _ = self.stop.send(());
+        // It cannot panic, and there would be nothing to do about it.
+        let _ = self.thread.join();
+        match outcome {
+            Err(_) if self.interrupts.is_interrupted() => Err(Failure::new(Kind::Environment, "interrupted")),
+            outcome => outcome,
+        }
+    }
+}
+
+/// Ends the process, with the message that the command would have ended with.
+fn give_up(reason: &str) -> ! {
+    let failure = Failure::new(Kind::Environment, reason).with_help(
+        "a rank of this process did not stop by itself: its GPU's driver or its file system hangs".to_owned(),
+    );
+    let _ = write!(std::io::stderr(), "{failure}");
+    std::process::exit(Kind::Environment as i32)
+}
