@@ -3,7 +3,9 @@
 
 pub(crate) mod cut;
 pub(crate) mod headers;
+pub(crate) mod job;
 pub(crate) mod modules;
+pub(crate) mod simcuda;
 pub(crate) mod tiny;
 
 use serde_json::Value;
