@@ -2,56 +2,15 @@
 
 use crate::{
     planned,
-    support::{Outcome, finish, fixture, job::signal, simcuda::Machine, text},
+    support::{
+        finish, fixture,
+        on_gpus::{self, Holder, attach},
+        simcuda::Machine,
+        text,
+    },
 };
-use std::{
-    fs,
-    io::{BufRead, BufReader},
-    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
-    path::{Path, PathBuf},
-    process::Child,
-};
+use std::path::PathBuf;
 use tempfile::TempDir;
-
-/// A process that holds a plan's weights.
-struct Holder {
-    child: Child,
-    socket: PathBuf,
-}
-
-impl Holder {
-    /// Loads and waits until the weights are held.
-    fn start(machine: &Machine, plan: &Path, args: &[&str]) -> Self {
-        let usual = ["load", text(plan), "--device", "cuda"];
-        let mut command = machine.command(&[&usual, args].concat());
-        let mut child = command.env("XDG_RUNTIME_DIR", machine.folder()).spawn().unwrap();
-        let mut printed = BufReader::new(child.stdout.take().unwrap());
-        let (mut line, mut all) = (String::new(), String::new());
-        let socket = loop {
-            line.clear();
-            let read = printed.read_line(&mut line).unwrap();
-            assert!(read > 0, "nothing is held: {all}{:?}", finish(child));
-            all.push_str(&line);
-            if let Some(rest) = line.strip_prefix("held at ") {
-                break rest.split(';').next().unwrap().into();
-            }
-        };
-        assert!(all.contains("verified: "), "{all}");
-        // What it prints from now on is nobody's business, but its pipe stays open.
-        std::thread::spawn(move || std::io::copy(&mut printed, &mut std::io::sink()));
-        Self { child, socket }
-    }
-
-    fn end(self, name: &str) -> Outcome {
-        signal(&self.child, name);
-        finish(self.child)
-    }
-}
-
-fn attach(machine: &Machine, args: &[&str]) -> Outcome {
-    let mut command = machine.command(&[&["attach"], args].concat());
-    finish(command.env("XDG_RUNTIME_DIR", machine.folder()).spawn().unwrap())
-}
 
 fn small() -> (TempDir, PathBuf) {
     planned(&fixture("llama-odd-vocab-bf16"), [4, 1, 1])
@@ -60,24 +19,7 @@ fn small() -> (TempDir, PathBuf) {
 #[test]
 fn held_weights_are_opened_and_proved_by_another_process() {
     let (_folder, plan) = small();
-    let machine = Machine::new();
-    let holder = Holder::start(&machine, &plan, &["--hold"]);
-    let meta = fs::symlink_metadata(&holder.socket).unwrap();
-    assert!(meta.file_type().is_socket());
-    assert_eq!(meta.permissions().mode() & 0o077, 0, "others could speak to it");
-    assert_eq!(fs::metadata(holder.socket.parent().unwrap()).unwrap().mode() & 0o077, 0);
-
-    let printed = attach(&machine, &[]).succeeded();
-    assert!(printed.contains("4 ranks"), "{printed}");
-    let proved = attach(&machine, &["--verify"]).succeeded();
-    assert!(proved.lines().last().unwrap().contains("verified"), "{proved}");
-    let facts = attach(&machine, &[text(&holder.socket), "--verify", "--json"]).json();
-    assert_eq!(facts["ranks"].as_array().unwrap().len(), 4, "{facts}");
-
-    let socket = holder.socket.clone();
-    assert_eq!(holder.end("-INT").code, Some(0));
-    assert!(!socket.exists());
-    attach(&machine, &[]).refused(4, &["help: "]);
+    on_gpus::held_weights_are_opened_and_proved(&Machine::new(), &plan, 4);
 }
 
 #[test]

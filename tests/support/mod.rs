@@ -5,6 +5,7 @@ pub(crate) mod cut;
 pub(crate) mod headers;
 pub(crate) mod job;
 pub(crate) mod modules;
+pub(crate) mod on_gpus;
 pub(crate) mod simcuda;
 pub(crate) mod tiny;
 
@@ -32,6 +33,11 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
 /// What a tool printed of a machine, or would have.
 pub(crate) fn topology_fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/topologies").join(name)
+}
+
+/// "1 rank", "2 ranks".
+pub(crate) fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// A path as an argument.

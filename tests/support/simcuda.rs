@@ -36,9 +36,10 @@ fn library() -> &'static Path {
     })
 }
 
-/// A machine with simulated GPUs.
+/// A machine with GPUs: simulated ones, or those of the machine at hand.
 pub(crate) struct Machine {
     folder: TempDir,
+    simulated: bool,
     settings: BTreeMap<String, String>,
 }
 
@@ -50,7 +51,12 @@ impl Machine {
         fs::copy(library(), folder.path().join("lib").join(DRIVER)).unwrap();
         // The same file, so that a process that opens both has one instance of it.
         fs::hard_link(folder.path().join("lib").join(DRIVER), folder.path().join("lib").join(NCCL)).unwrap();
-        Self { folder, settings: BTreeMap::new() }
+        Self { folder, simulated: true, settings: BTreeMap::new() }
+    }
+
+    /// The machine at hand, with whatever driver and NCCL it has.
+    pub(crate) fn at_hand() -> Self {
+        Self { folder: TempDir::new().unwrap(), simulated: false, settings: BTreeMap::new() }
     }
 
     /// The same without NCCL.
@@ -78,7 +84,11 @@ impl Machine {
     /// The binary with `args` on this machine, not yet started.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = command(args);
-        command.env("LD_LIBRARY_PATH", self.folder.path().join("lib")).envs(&self.settings);
+        command.envs(&self.settings);
+        if !self.simulated {
+            return command;
+        }
+        command.env("LD_LIBRARY_PATH", self.folder.path().join("lib"));
         for name in ["CUDA_VISIBLE_DEVICES", "NCCL_LIBRARY"] {
             if !self.settings.contains_key(name) {
                 command.env_remove(name);
