@@ -267,7 +267,7 @@ pub(crate) struct Load {
     #[arg(long, value_enum, default_value_t = Verify::Full)]
     pub(crate) verify: Verify,
     /// Keep the weights on the GPUs and hand them to other processes of this host over a Unix socket
-    #[arg(long, value_name = "SOCKET", num_args = 0..=1)]
+    #[arg(long, value_name = "SOCKET", num_args = 0..=1, require_equals = true)]
     pub(crate) hold: Option<Option<PathBuf>>,
     /// Load this rank: alone, or with the others where --rendezvous or the launcher says how to meet them
     #[arg(long, help_heading = "Ranks")]
@@ -281,7 +281,10 @@ pub(crate) struct Load {
     /// Seconds without progress after which a rank is given up
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400), help_heading = "Ranks")]
     pub(crate) patience: u64,
-    /// Threads that read, of all ranks here together [default: as many as there are cores]
+    /// Seconds for all ranks to come, and for NCCL to connect their GPUs [default: as --patience to come, 120 to connect]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400), help_heading = "Ranks")]
+    pub(crate) meet_within: Option<u64>,
+    /// Threads that read, of all ranks of this process together [default: this process's share of the cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Copying")]
     pub(crate) threads: Option<u32>,
     /// Pinned memory that each rank stages its copies to a GPU in

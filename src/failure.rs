@@ -42,7 +42,7 @@ pub(crate) enum Kind {
 }
 
 /// A message for people, with its exit code.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Failure {
     pub(crate) kind: Kind,
     pub(crate) message: String,
@@ -245,9 +245,9 @@ fn device_help(error: &DeviceError) -> Option<&'static str> {
 fn collective_help(error: &CollectiveError) -> Option<&'static str> {
     match error {
         CollectiveError::Stalled { .. } => Some("--patience SECONDS waits longer for ranks that are slow"),
-        CollectiveError::PeerLost { reason, .. } if reason.starts_with("NCCL: ") => {
-            Some("NCCL_DEBUG=INFO on all ranks shows what each of them does; --patience SECONDS waits longer")
-        }
+        CollectiveError::PeerLost { reason, .. } if reason.starts_with("NCCL: ") => Some(
+            "NCCL_DEBUG=INFO on all ranks shows what each of them does; --meet-within and --patience wait longer",
+        ),
         _ => None,
     }
 }
@@ -293,7 +293,7 @@ impl From<RendezvousError> for Failure {
             | RendezvousError::TooLong { .. } => (Kind::Usage, None),
             RendezvousError::Refused(Refusal::Missing { .. }) | RendezvousError::Unreached { .. } => (
                 Kind::Environment,
-                Some("--patience SECONDS waits longer; --rendezvous HOST:PORT says where to meet"),
+                Some("--meet-within SECONDS waits longer; --rendezvous HOST:PORT says where to meet"),
             ),
             RendezvousError::Listen { .. } => {
                 (Kind::Environment, Some("--rendezvous HOST:PORT, or SHARDWRIGHT_PORT, takes another port"))

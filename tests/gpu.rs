@@ -112,7 +112,11 @@ fn what_does_not_fit_is_refused_with_numbers() {
 fn an_interrupt_ends_a_holder_and_frees_the_gpus() {
     let (_folder, plan, _) = demo();
     let machine = Machine::at_hand();
-    let holder = on_gpus::Holder::start(&machine, &plan, &["--hold", text(&machine.folder().join("s.sock"))]);
+    let holder = on_gpus::Holder::start(
+        &machine,
+        &plan,
+        &[&format!("--hold={}", text(&machine.folder().join("s.sock")))],
+    );
     assert_eq!(holder.end("-INT").code, Some(0));
     // And a load in the middle, or at its end where it was quicker.
     let child = machine.start(&["load", text(&plan), "--device", "cuda"]);

@@ -97,6 +97,7 @@ fn prove(attached: &Attached) -> Result<Vec<Result<(), HoldError>>, Failure> {
             registered: false,
             fingerprints: true,
             patience: GPU_PATIENCE,
+            connecting: GPU_PATIENCE,
             rank: held.rank,
             tracer: Tracer::default(),
         };

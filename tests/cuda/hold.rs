@@ -38,10 +38,10 @@ fn a_holder_that_was_killed_leaves_nothing_in_the_way() {
     let (_folder, plan) = small();
     let machine = Machine::new();
     let socket = machine.folder().join("mine.sock");
-    let holder = Holder::start(&machine, &plan, &["--hold", text(&socket)]);
+    let holder = Holder::start(&machine, &plan, &[&format!("--hold={}", text(&socket))]);
     holder.end("-KILL");
     attach(&machine, &[text(&socket)]).refused(4, &["mine.sock"]);
-    let holder = Holder::start(&machine, &plan, &["--hold", text(&socket)]);
+    let holder = Holder::start(&machine, &plan, &[&format!("--hold={}", text(&socket))]);
     attach(&machine, &[text(&socket), "--verify"]).succeeded();
     assert_eq!(holder.end("-INT").code, Some(0));
 }
@@ -51,7 +51,7 @@ fn a_rank_alone_is_held_at_a_socket_of_its_own() {
     let (_folder, plan) = small();
     let machine = Machine::new();
     let socket = machine.folder().join("mine.sock");
-    let holder = Holder::start(&machine, &plan, &["--hold", text(&socket), "--rank", "2"]);
+    let holder = Holder::start(&machine, &plan, &[&format!("--hold={}", text(&socket)), "--rank", "2"]);
     assert_eq!(holder.socket, machine.folder().join("mine-rank2.sock"));
     let facts = attach(&machine, &[text(&holder.socket), "--json"]).json();
     assert_eq!(facts["ranks"][0]["rank"], 2, "{facts}");
@@ -71,8 +71,8 @@ fn host_memory_cannot_be_held() {
 fn what_does_not_verify_is_not_held() {
     let (_folder, plan) = small();
     let machine = Machine::new();
-    let outcome =
-        machine.load(&plan, &["--hold", text(&machine.folder().join("s.sock")), "--flip-byte", "1"]);
+    let outcome = machine
+        .load(&plan, &[&format!("--hold={}", text(&machine.folder().join("s.sock"))), "--flip-byte", "1"]);
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
     assert!(!outcome.stdout.contains("held"), "{}", outcome.stdout);
     assert!(!machine.folder().join("s.sock").exists());

@@ -33,7 +33,7 @@ fn a_rank_that_never_comes_is_named() {
     let (ends, job) = (Ends::within(LONG), job(&plan, 4));
     let outcomes = all_end([0, 1, 3].map(|rank| job.start(rank, &[])).into());
     for outcome in &outcomes {
-        ended(outcome, 4, &["rank 2 did not come", "help: --patience"]);
+        ended(outcome, 4, &["rank 2 did not come", "help: --meet-within"]);
     }
     ends.check(outcomes);
 }
@@ -90,7 +90,8 @@ fn ranks_with_different_plans_do_not_load() {
     let (ends, job) = (Ends::within(LONG), job(&plan, 2));
     let mut odd = job.command(1, &[]);
     // Rank 1 as it is, but for its plan.
-    let mut command = crate::support::command(&["load", text(&other), "--patience", "4"]);
+    let mut command =
+        crate::support::command(&["load", text(&other), "--patience", "4", "--meet-within", "4"]);
     command.envs(odd.get_envs().filter_map(|(name, value)| Some((name, value?))));
     odd = command;
     let outcomes = all_end(vec![job.start(0, &[]), odd.spawn().unwrap()]);

@@ -56,7 +56,7 @@ impl<'a> Job<'a> {
     /// The command of one rank, not yet started.
     pub(crate) fn command(&self, rank: u32, args: &[&str]) -> Command {
         let patience = self.patience.to_string();
-        let usual = ["load", text(&self.plan), "--patience", &patience];
+        let usual = ["load", text(&self.plan), "--patience", &patience, "--meet-within", &patience];
         let (rank, world, port) = (rank.to_string(), self.world.to_string(), self.port.to_string());
         let meet = format!("127.0.0.1:{port}");
         let own = match self.launcher {

@@ -36,6 +36,8 @@ pub struct Rendezvous {
     pub version: String,
     /// What else is known of this rank.
     pub details: Details,
+    /// How long a rank may give no sign of progress once all have met; `None` for as long as meeting may take.
+    pub progress_within: Option<Duration>,
 }
 
 /// What else is known of a rank.
@@ -263,8 +265,7 @@ pub enum RendezvousError {
 }
 
 impl Rendezvous {
-    /// Meets the other ranks. Waits at most about `patience` for all to come, or twice as long where rank 0 came late itself;
-    /// later on the same patience is how long a rank may give no sign of progress.
+    /// Meets the other ranks. Waits at most about `patience` for all to come, or twice as long where rank 0 came late itself.
     ///
     /// `interrupted` is asked several times a second whether to give up.
     ///

@@ -25,6 +25,8 @@ pub(super) struct Copying<'a> {
     pub(super) tracer: &'a Tracer,
     /// Called before each window; an error ends the copying with it.
     pub(super) step: &'a (dyn Fn() -> Result<(), LoadError> + Sync),
+    /// Called between blocks of a file: what is slow to read is read all the same.
+    pub(super) beat: &'a (dyn Fn() + Sync),
 }
 
 impl Copying<'_> {
@@ -81,7 +83,7 @@ impl Copying<'_> {
             let mut fill = |into: &mut [u8]| {
                 waiting.take();
                 let _span = self.tracer.span(track, "read");
-                failure = gather(window, self.source, into, scratch).err();
+                failure = gather(window, self.source, into, scratch, self.beat).err();
                 failure.is_none()
             };
             self.memory.fill(window.at, window.bytes, &mut fill).map_err(on_device)?;
@@ -130,7 +132,7 @@ impl Copying<'_> {
             let mut failure = None;
             let mut fill = |into: &mut [u8]| {
                 let _span = self.tracer.span(track, "read");
-                failure = gather(&only, self.source, into, scratch).err();
+                failure = gather(&only, self.source, into, scratch, self.beat).err();
                 failure.is_none()
             };
             self.memory.fill(only.at, only.bytes, &mut fill).map_err(on_device)?;
@@ -148,12 +150,14 @@ fn gather(
     source: &dyn Source,
     into: &mut [u8],
     scratch: &mut Vec<u8>,
+    beat: &dyn Fn(),
 ) -> Result<(), SourceError> {
     if window.copied_bytes() < window.bytes {
         into.fill(0);
     }
     for fill in &window.fills {
         for rows in fill.rows.blocks(BLOCK_BYTES) {
+            beat();
             let out_of_range = || out_of_range(fill.file, rows);
             let bytes = span_of(source, fill.file, rows, scratch)?;
             let count = |number: u64| usize::try_from(number).map_err(|_| out_of_range());

@@ -72,6 +72,9 @@ pub struct LoadFigures {
     pub verify: Duration,
 }
 
+/// The figures of every rank that took part.
+type FiguresOfRanks = Vec<(u32, LoadFigures)>;
+
 /// Bytes that have been read and handed to devices, for whoever shows progress.
 #[derive(Debug, Default)]
 pub struct Progress(AtomicU64);
@@ -179,44 +182,59 @@ impl Job<'_> {
             }
             control => control,
         };
-        let outcome = self.load(schedule, device, communicator.as_deref_mut());
+        let begin = Instant::now();
+        let memory = device.allocate(schedule.memory_bytes);
+        let outcome = memory.map_err(|source| LoadError::Device { rank, source }).and_then(|memory| {
+            let outcome = self.load(&schedule, memory.as_ref(), begin, communicator.as_deref_mut());
+            if let (Err(error), Some(communicator)) = (&outcome, &mut communicator) {
+                // Before the memory is given back, which may take a while where the GPU hangs.
+                communicator.abort(&error.cause());
+            }
+            outcome.map(|loaded| (memory, loaded))
+        });
         if let (Err(error), Some(communicator)) = (&outcome, &mut communicator) {
             communicator.abort(&error.cause());
         }
-        outcome
+        let (memory, (of_all_ranks, verified)) = outcome?;
+        let weights = RankWeights::new(rank, Arc::new(schedule.tensors.into()), memory);
+        Ok(LoadedRank::new(weights, of_all_ranks, verified))
     }
 
-    /// Loads one rank and verifies it: together with the others, or alone.
+    /// Loads one rank into its memory and verifies it: together with the others, or alone.
     fn load(
         &self,
-        schedule: Schedule,
-        device: &dyn Device,
+        schedule: &Schedule,
+        memory: &dyn DeviceMemory,
+        begin: Instant,
         mut communicator: Option<&mut (dyn Communicator + 'static)>,
-    ) -> Result<LoadedRank, LoadError> {
+    ) -> Result<(FiguresOfRanks, Option<Verified>), LoadError> {
         let rank = schedule.rank;
         let on_device = |source| LoadError::Device { rank, source };
         let lifeline = communicator.as_deref().map(Communicator::lifeline);
-        let begin = Instant::now();
-        let memory = device.allocate(schedule.memory_bytes).map_err(on_device)?;
         let step = || self.step(rank, lifeline.as_ref());
+        let beat = || {
+            if let Some(lifeline) = &lifeline {
+                lifeline.beat();
+            }
+        };
         let copying = Copying {
-            schedule: &schedule,
+            schedule,
             source: self.source,
-            memory: memory.as_ref(),
+            memory,
             progress: self.progress,
             tracer: &self.options.tracer,
             step: &step,
+            beat: &beat,
         };
         copying.run(self.lanes)?;
         memory.finish().map_err(on_device)?;
         let load = begin.elapsed();
 
         if self.options.flip_byte_of == Some(rank) {
-            flip_byte(&schedule, memory.as_ref()).map_err(on_device)?;
+            flip_byte(schedule, memory).map_err(on_device)?;
         }
         let begin = Instant::now();
-        let verified =
-            self.verify(&schedule, memory.as_ref(), communicator.as_deref_mut(), lifeline.as_ref())?;
+        let verified = self.verify(schedule, memory, communicator.as_deref_mut(), lifeline.as_ref())?;
         let verify = begin.elapsed();
         let tensors = schedule.tensors.len() as u64;
         let figures = LoadFigures { tensors, bytes: schedule.copied_bytes(), load, verify };
@@ -227,8 +245,7 @@ impl Job<'_> {
             }
             None => vec![(rank, figures)],
         };
-        let weights = RankWeights::new(rank, Arc::new(schedule.tensors.into()), memory);
-        Ok(LoadedRank::new(weights, of_all_ranks, verified))
+        Ok((of_all_ranks, verified))
     }
 
     fn verify(
@@ -282,7 +299,7 @@ impl Job<'_> {
 fn share(
     figures: LoadFigures,
     communicator: &mut dyn Communicator,
-) -> Result<Vec<(u32, LoadFigures)>, CollectiveError> {
+) -> Result<FiguresOfRanks, CollectiveError> {
     const NUMBERS: usize = 4;
     let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     let mut numbers = vec![[0; NUMBERS]; communicator.world_size() as usize];

@@ -173,7 +173,7 @@ fn place_tensor(
         });
         row += piece.region.shape().get(slice.dim).copied().unwrap_or(0);
     }
-    let padding = padding_of(&slice, offset, bits);
+    let Some(padding) = padding_of(&slice, offset, bits) else { return Err(ScheduleError::Differs { name }) };
     Ok(PlacedTensor {
         name,
         id,
@@ -188,18 +188,23 @@ fn place_tensor(
     })
 }
 
-/// Where the padding of a slice lies: the last rows of its split dimension.
-fn padding_of(slice: &Slice, offset: u64, bits: u64) -> Option<Padding> {
+/// Where the padding of a slice lies, if it has one: the last rows of its split dimension. `None` when a row of it does not begin
+/// or end on a whole byte.
+fn padding_of(slice: &Slice, offset: u64, bits: u64) -> Option<Option<Padding>> {
+    if slice.padding == 0 {
+        return Some(None);
+    }
     let (outer, rest) = slice.shape.split_at_checked(slice.dim)?;
     let (&rows, inner) = rest.split_first()?;
-    let row_bytes = inner.iter().product::<u64>() * bits / 8;
+    let row_bits = inner.iter().product::<u64>().checked_mul(bits).filter(|bits| bits % 8 == 0)?;
+    let row_bytes = row_bits / 8;
     let padding = Padding {
         at: offset + (rows - slice.padding) * row_bytes,
         stride: rows * row_bytes,
         run_bytes: slice.padding * row_bytes,
         runs: outer.iter().product(),
     };
-    (padding.run_bytes > 0 && padding.runs > 0).then_some(padding)
+    Some((padding.run_bytes > 0 && padding.runs > 0).then_some(padding))
 }
 
 /// The rows of one box of a tensor, which begins at index `row` of dimension `dim` of the slice.

@@ -38,6 +38,10 @@ impl Rows {
             let run_bytes = self.bytes();
             return Self { run_bytes, from_stride: run_bytes, to_stride: run_bytes, runs: 1, ..self };
         }
+        if self.runs == 1 {
+            // There is no next run; its distance must not be taken for something.
+            return Self { from_stride: self.run_bytes, to_stride: self.run_bytes, ..self };
+        }
         self
     }
 

@@ -53,9 +53,17 @@ pub(super) enum Company {
 
 /// Which ranks this process has, and how they meet the others.
 enum Part {
-    One { rank: u32 },
+    One {
+        rank: u32,
+    },
     All,
-    OneOfMany { rank: u32, address: Address, job: String },
+    OneOfMany {
+        rank: u32,
+        address: Address,
+        job: String,
+        /// Processes of the job on this host, where the launcher says.
+        here: Option<u32>,
+    },
 }
 
 impl Crew {
@@ -63,11 +71,12 @@ impl Crew {
     pub(super) fn muster(
         args: &Load,
         plan: &Plan,
-        options: &LoadOptions,
+        options: &mut LoadOptions,
         interrupts: &Interrupts,
     ) -> Result<(Self, Catalog), Failure> {
         let patience = Duration::from_secs(args.patience);
         let part = part(args, plan)?;
+        options.threads = threads(args, &part);
         let mut notes = Vec::new();
         let (company, here) = match part {
             Part::One { rank } => (Company::Alone, vec![rank]),
@@ -84,7 +93,7 @@ impl Crew {
                 let ends = local_group(plan.mesh.world_size(), patience).into_iter();
                 ends.map(|end| Some(Box::new(end) as Box<dyn Communicator>)).collect()
             }
-            Part::OneOfMany { rank, address, job } => {
+            Part::OneOfMany { rank, address, job, .. } => {
                 let device = prepared.as_ref().ok().and_then(|(_, devices)| devices.first());
                 let details = Details {
                     nccl: version.map(|version| version.major * 10_000 + version.minor * 100 + version.patch),
@@ -92,7 +101,12 @@ impl Crew {
                     device: device.map_or_else(|| "no device".to_owned(), |device| device.name()),
                     pid: std::process::id(),
                 };
-                let mut end = meet(plan, rank, address, job, details, patience, interrupts)?;
+                let met = meet(plan, rank, address, job, details, args, interrupts);
+                let mut end = match (met, &prepared) {
+                    // What is wrong here is why, whatever came of the meeting.
+                    (Err(_), Err(failure)) => return Err(failure.clone()),
+                    (met, _) => met?,
+                };
                 notes.extend(end.notes().iter().cloned());
                 if let Err(failure) = &prepared {
                     // The others wait for this rank: let them hear why it does not come.
@@ -181,11 +195,24 @@ fn part(args: &Load, plan: &Plan) -> Result<Part, Failure> {
         (None, Some(launched)) => launched.address().map_err(|error| usage(&error))?.clone(),
         (None, None) => return Ok(Part::One { rank }),
     };
+    let here = launched.as_ref().and_then(|launched| launched.local_world);
     let job = match launched.and_then(|launched| launched.job) {
         Some(job) => job,
         None => plan.digest()?.chars().take(JOB_LETTERS).collect(),
     };
-    Ok(Part::OneOfMany { rank, address, job })
+    Ok(Part::OneOfMany { rank, address, job, here })
+}
+
+/// Threads that read in this process: all cores', or this process's share of them; 0 for as many as there are.
+fn threads(args: &Load, part: &Part) -> usize {
+    if let Some(threads) = args.threads {
+        return threads as usize;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    match part {
+        Part::OneOfMany { here: Some(processes), .. } => (cores / (*processes).max(1) as usize).max(1),
+        _ => cores,
+    }
 }
 
 /// Checks that there are as many ranks as the plan has.
@@ -219,7 +246,7 @@ fn meet(
     address: Address,
     job: String,
     details: Details,
-    patience: Duration,
+    args: &Load,
     interrupts: &Interrupts,
 ) -> Result<TcpCommunicator, Failure> {
     let rendezvous = Rendezvous {
@@ -230,8 +257,10 @@ fn meet(
         plan_digest: plan.digest()?,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         details,
+        progress_within: Some(Duration::from_secs(args.patience)),
     };
-    Ok(rendezvous.join(patience, &|| interrupts.is_interrupted())?)
+    let within = Duration::from_secs(args.meet_within.unwrap_or(args.patience));
+    Ok(rendezvous.join(within, &|| interrupts.is_interrupted())?)
 }
 
 /// This host's name, for messages on other hosts.

@@ -12,7 +12,10 @@ use shardwright_loader::{
     load::LoadOptions,
 };
 use shardwright_planner::{plan::Plan, size::count};
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
+
+/// How long NCCL may take to connect GPUs: on large machines it loads kernels for a minute.
+const CONNECTING: Duration = Duration::from_secs(120);
 
 /// The GPUs of this process.
 pub(super) struct Gpus {
@@ -73,6 +76,17 @@ impl Gpus {
         options: &LoadOptions,
         nccl: Option<&nccl_rs::Library>,
     ) -> Result<Vec<Box<dyn Device>>, Failure> {
+        let nodes: BTreeSet<u32> =
+            plan.ranks.iter().filter(|place| here.contains(&place.rank)).map(|place| place.node).collect();
+        if nodes.len() > 1 {
+            let message = format!(
+                "the plan is for GPUs of {} nodes, and one process reaches those of one",
+                nodes.len()
+            );
+            let help =
+                "start a process for each rank: with torchrun, mpirun, srun, or with --rank and --rendezvous";
+            return Err(Failure::new(Kind::Usage, message).with_help(help.to_owned()));
+        }
         here.iter()
             .map(|&rank| {
                 let gpu = self.of(plan, rank, here)?;
@@ -82,6 +96,7 @@ impl Gpus {
                     fingerprints: options.verify.is_some() || args.hold.is_some(),
                     // Less than the other ranks have: whose GPU hangs should say so itself.
                     patience: Duration::from_secs(args.patience) * 3 / 4,
+                    connecting: args.meet_within.map_or(CONNECTING, Duration::from_secs),
                     rank,
                     tracer: options.tracer.clone(),
                 };
@@ -113,6 +128,9 @@ pub(super) fn nccl(notes: &mut Vec<String>) -> Result<nccl_rs::Library, Failure>
         let message = text.split("\nhelp:").next().unwrap_or_default().to_owned();
         Failure::new(Kind::Environment, message).with_help(help.to_owned())
     })?;
+    if std::env::var_os("NCCL_COMM_BLOCKING").is_some_and(|value| value == "1") {
+        notes.push("NCCL_COMM_BLOCKING=1 lets NCCL wait without an end for ranks that fail".to_owned());
+    }
     notes.extend(library.refused().iter().map(|refusal| format!("{refusal}; using {}", library.name())));
     Ok(library)
 }

@@ -63,6 +63,7 @@ impl Interrupts {
 /// cannot be talked out of it, and the other ranks wait for this process.
 pub(super) struct Watchdog {
     interrupts: Interrupts,
+    lifelines: Arc<Mutex<Vec<(u32, Lifeline)>>>,
     stop: mpsc::Sender<()>,
     thread: JoinHandle<()>,
 }
@@ -70,22 +71,21 @@ pub(super) struct Watchdog {
 impl Watchdog {
     /// Watches until it is stopped. When somebody asked to stop, or a rank failed, all ranks of this process have a part of
     /// `patience` left.
-    pub(super) fn start(
-        interrupts: &Interrupts,
-        lifelines: Vec<(u32, Lifeline)>,
-        patience: Duration,
-    ) -> Self {
+    pub(super) fn start(interrupts: &Interrupts, patience: Duration) -> Self {
         let (stop, stopped) = mpsc::channel();
+        let lifelines: Arc<Mutex<Vec<(u32, Lifeline)>>> = Arc::default();
+        let watched = Arc::clone(&lifelines);
         let heard = interrupts.clone();
         let grace = (patience / 2).clamp(Duration::from_secs(1), Duration::from_secs(5));
         let thread = std::thread::spawn(move || {
             let mut ended: Option<(Instant, String)> = None;
             // The sender says that all is over, or is gone.
             while stopped.recv_timeout(TICK) == Err(mpsc::RecvTimeoutError::Timeout) {
+                let lifelines = watched.lock().unwrap_or_else(PoisonError::into_inner);
                 match &ended {
                     None if heard.is_interrupted() => {
                         // Whoever waits for other ranks hears it from here.
-                        for (rank, lifeline) in &lifelines {
+                        for (rank, lifeline) in &*lifelines {
                             lifeline.fail(*rank, "interrupted");
                         }
                         ended = Some((Instant::now(), "interrupted".to_owned()));
@@ -99,7 +99,12 @@ impl Watchdog {
                 }
             }
         });
-        Self { interrupts: interrupts.clone(), stop, thread }
+        Self { interrupts: interrupts.clone(), lifelines, stop, thread }
+    }
+
+    /// Watches these ranks, too.
+    pub(super) fn watch(&self, lifelines: Vec<(u32, Lifeline)>) {
+        self.lifelines.lock().unwrap_or_else(PoisonError::into_inner).extend(lifelines);
     }
 
     /// Stops watching, and gives `outcome` back: where it failed after an interrupt, that is why.
@@ -117,7 +122,8 @@ impl Watchdog {
 /// Ends the process, with the message that the command would have ended with.
 fn give_up(reason: &str) -> ! {
     let failure = Failure::new(Kind::Environment, reason).with_help(
-        "a rank of this process did not stop by itself: its GPU's driver or its file system hangs".to_owned(),
+        "this process did not stop by itself in time: what it waits for, a driver or a file system, may hang"
+            .to_owned(),
     );
     let _ = write!(std::io::stderr(), "{failure}");
     std::process::exit(Kind::Environment as i32)

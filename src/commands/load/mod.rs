@@ -28,26 +28,37 @@ use std::{
 pub(crate) fn run(args: &Load, out: &mut dyn Write) -> Result<(), Failure> {
     let plan = Plan::read(&args.file.plan)?;
     let interrupts = Interrupts::listen()?;
-    let options = LoadOptions {
+    let mut options = LoadOptions {
         verify: extent(args.verify),
-        threads: args.threads.map_or(0, |threads| threads as usize),
+        threads: 0,
         flip_byte_of: args.flip_byte,
         interrupted: interrupts.flag(),
         tracer: if args.trace.is_some() { Tracer::on() } else { Tracer::default() },
     };
-    let (crew, catalog) = Crew::muster(args, &plan, &options, &interrupts)?;
-    check_flipped(args, &plan, &crew)?;
-    let socket = holding::socket(args, &plan, &crew)?;
+    // A driver that hangs does so from the first call on.
+    let watchdog = Watchdog::start(&interrupts, Duration::from_secs(args.patience));
+    let mustered = Crew::muster(args, &plan, &mut options, &interrupts).and_then(|(crew, catalog)| {
+        check_flipped(args, &plan, &crew)?;
+        let socket = holding::socket(args, &plan, &crew)?;
+        Ok((crew, catalog, socket))
+    });
+    let (crew, catalog, socket) = match mustered {
+        Ok(mustered) => mustered,
+        Err(failure) => return watchdog.stop(Err(failure)),
+    };
     print_notes(&crew.notes);
 
     let begin = Instant::now();
-    let watchdog = Watchdog::start(&interrupts, crew.lifelines(), Duration::from_secs(args.patience));
+    watchdog.watch(crew.lifelines());
     let ranks = progress::with_bar(&plan, &catalog, &crew.ranks(), |progress| {
         load(&plan, &catalog, crew.seats(), &options, progress)
     });
     let ranks = watchdog.stop(ranks);
-    if let (Some(path), Some(timeline)) = (&args.trace, options.tracer.to_json()) {
-        write_whole(path, &timeline.to_string())?;
+    if let (Some(path), Some(timeline)) = (&args.trace, options.tracer.to_json())
+        && let Err(failure) = write_whole(path, &timeline.to_string())
+    {
+        // What was loaded is worth more than its timeline.
+        print_notes(&[failure.message]);
     }
     let loaded = report::Loaded {
         ranks: ranks?,

@@ -51,14 +51,17 @@ impl CudaMemory {
         let weights = DeviceBuffer::new(context, bytes)
             .map_err(|error| if error.is("CUDA_ERROR_OUT_OF_MEMORY") { refused() } else { error.into() })?;
         let staging = Staging::new(context, options)?;
-        weights.zero(staging.stream())?;
         let registered = if options.registered { Registered::new(context, options.patience)? } else { None };
-        // What is copied by other streams must not be zeroed afterwards.
-        if registered.is_some() {
-            staging.stream().wait("zeroing", options.patience)?;
-        }
         let inner = ManuallyDrop::new(Inner { staging, registered, summing, weights });
-        Ok(Self { inner, len, patience: options.patience, wants_registered: options.registered })
+        // From here on the GPU uses it, and what it does not finish is not freed.
+        let memory = Self { inner, len, patience: options.patience, wants_registered: options.registered };
+        let stream = memory.inner.staging.stream();
+        memory.inner.weights.zero(stream)?;
+        // What is copied by other streams must not be zeroed afterwards.
+        if memory.inner.registered.is_some() {
+            stream.wait("zeroing", options.patience)?;
+        }
+        Ok(memory)
     }
 
     /// Weights of another process, which are only read.

@@ -36,6 +36,8 @@ pub struct CudaOptions {
     pub fingerprints: bool,
     /// How long to wait for the GPU to finish what it was given.
     pub patience: Duration,
+    /// How long NCCL may take to connect the GPUs, while all ranks are there.
+    pub connecting: Duration,
     /// Which rank loads into it, for the timeline.
     pub rank: u32,
     /// Keeps the timeline.
@@ -99,8 +101,9 @@ impl Device for CudaDevice {
     fn connect(&self, control: Box<dyn Communicator>) -> Result<Box<dyn Communicator>, DeviceError> {
         match &self.nccl {
             Some(library) if control.world_size() > 1 => {
-                let patience = self.options.patience;
-                Ok(Box::new(NcclCommunicator::new(library, &self.context, control, patience)?))
+                let CudaOptions { connecting, patience, .. } = self.options;
+                let nccl = NcclCommunicator::new(library, &self.context, control, connecting, patience)?;
+                Ok(Box::new(nccl))
             }
             _ => Ok(control),
         }

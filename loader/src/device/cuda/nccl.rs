@@ -4,7 +4,7 @@
 //! the way of agreeing that they came with, the *control*: they meet there before each collective, which waits with patience for
 //! ranks that get on, and after it, which tells that all were alive when it ended. Between the two, NCCL has one patience.
 
-use super::driver::{Context, DeviceBuffer, PinnedBuffer, Stream};
+use super::driver::{Context, CudaError, DeviceBuffer, PinnedBuffer, Stream};
 use crate::{
     collective::{CollectiveError, Communicator, Lifeline, Reduce},
     device::DeviceError,
@@ -24,9 +24,10 @@ const GRACE: Duration = Duration::from_secs(1);
 /// The longest pause between two looks at a collective that is under way.
 const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 
-/// One rank's end of a group that agrees over NCCL; dropped in this order.
+/// One rank's end of a group that agrees over NCCL.
 pub(super) struct NcclCommunicator {
-    nccl: nccl_rs::Communicator,
+    /// `None` when it has been given up.
+    nccl: Option<nccl_rs::Communicator>,
     on_gpu: ManuallyDrop<OnGpu>,
     control: Box<dyn Communicator>,
     patience: Duration,
@@ -40,56 +41,74 @@ struct OnGpu {
 }
 
 impl NcclCommunicator {
-    /// Brings the GPUs of all ranks of `control` together; every rank calls it.
+    /// Brings the GPUs of all ranks of `control` together; every rank calls it. All that NCCL needs, it has when this returns.
     ///
     /// # Errors
-    /// [`DeviceError`] when the ranks have different releases of NCCL, or do not find together within `patience`.
+    /// [`DeviceError`] when the ranks have different releases of NCCL, or do not find together within `connecting`.
     pub(super) fn new(
         library: &Library,
         context: &Context,
         mut control: Box<dyn Communicator>,
+        connecting: Duration,
         patience: Duration,
     ) -> Result<Self, DeviceError> {
-        match Self::meet(library, context, control.as_mut(), patience) {
-            Ok((nccl, on_gpu)) => Ok(Self { nccl, on_gpu: ManuallyDrop::new(on_gpu), control, patience }),
+        let on_gpu = match OnGpu::new(context) {
+            Ok(on_gpu) => ManuallyDrop::new(on_gpu),
             Err(error) => {
-                control.abort(&cause(&error));
-                Err(error)
+                control.abort(&error.to_string());
+                return Err(error.into());
             }
+        };
+        let mut this = Self { nccl: None, on_gpu, control, patience: connecting };
+        if let Err(error) = this.meet(library, context, connecting) {
+            let error = match error {
+                // NCCL only says that something failed somewhere.
+                DeviceError::Nccl(_) => {
+                    known_failure(&this.control.lifeline()).map_or(error, DeviceError::Collective)
+                }
+                error => error,
+            };
+            this.control.abort(&cause(&error));
+            return Err(error);
         }
+        this.patience = patience;
+        Ok(this)
     }
 
     fn meet(
+        &mut self,
         library: &Library,
         context: &Context,
-        control: &mut dyn Communicator,
-        patience: Duration,
-    ) -> Result<(nccl_rs::Communicator, OnGpu), DeviceError> {
-        let (rank, world) = (control.rank(), control.world_size());
-        same_release(library.version(), control)?;
+        connecting: Duration,
+    ) -> Result<(), DeviceError> {
+        let (rank, world) = (self.control.rank(), self.control.world_size());
+        same_release(library.version(), self.control.as_mut())?;
         let id = if rank == 0 { Some(library.unique_id()?) } else { None };
-        let id = shared_id(id, control)?;
+        let id = shared_id(id, self.control.as_mut())?;
 
         context.bind()?;
-        let lifeline = control.lifeline();
+        let lifeline = self.control.lifeline();
         let mut given_up = || {
             lifeline.beat();
             lifeline.failure().is_some()
         };
-        let nccl = nccl_rs::Communicator::init(library, &id, rank, world, patience, &mut given_up).map_err(
-            |error| known_failure(&lifeline).map_or(DeviceError::Nccl(error), DeviceError::Collective),
-        )?;
-        let on_gpu = OnGpu {
-            stream: Stream::new(context)?,
-            values: DeviceBuffer::new(context, CHUNK * 8)?,
-            staged: PinnedBuffer::new(context, CHUNK * 8)?,
-        };
-        Ok((nccl, on_gpu))
+        let nccl = nccl_rs::Communicator::init(library, &id, rank, world, connecting, &mut given_up);
+        self.nccl = Some(nccl?);
+        // NCCL connects GPUs, and takes memory for it, at the first collective: now, while there is some.
+        let mut count = [1];
+        self.reduce(&mut count, Reduction::Sum)?;
+        if count != [u64::from(world)] {
+            let reason = format!("NCCL counted {} ranks, and there are {world}", count[0]);
+            return Err(CollectiveError::lost(rank, &reason).into());
+        }
+        Ok(())
     }
 
     /// Reduces at most [`CHUNK`] numbers.
     fn reduce(&mut self, values: &mut [u64], reduction: Reduction) -> Result<(), DeviceError> {
         let OnGpu { stream, values: on_gpu, staged } = &*self.on_gpu;
+        let aborted = || DeviceError::Nccl(CallError::Aborted { call: "ncclAllReduce" });
+        let nccl = self.nccl.as_mut().ok_or_else(aborted)?;
         let bytes = values.len() * 8;
         // SAFETY: no copy uses the buffer: the stream was idle when the last call returned, and after a call that failed
         // `all_reduce` makes no other.
@@ -102,11 +121,11 @@ impl NcclCommunicator {
         unsafe { on_gpu.copy_from(0, staged, 0..bytes, stream) }?;
         let handle = stream.raw().cast();
         // SAFETY: as above, and the buffer holds that many numbers.
-        unsafe { self.nccl.all_reduce(address, address, values.len(), DataType::Uint64, reduction, handle) }?;
+        unsafe { nccl.all_reduce(address, address, values.len(), DataType::Uint64, reduction, handle) }?;
         // SAFETY: as above.
         unsafe { on_gpu.copy_to(0..bytes, staged, 0, stream) }?;
 
-        wait(stream, &mut self.nccl, &self.control.lifeline(), self.patience)?;
+        wait(stream, nccl, &self.control.lifeline(), self.patience)?;
         // SAFETY: the stream is idle.
         let from = unsafe { staged.bytes(0..bytes) };
         for (value, from) in values.iter_mut().zip(from.as_chunks::<8>().0) {
@@ -153,7 +172,7 @@ impl Communicator for NcclCommunicator {
         for chunk in values.chunks_mut(CHUNK) {
             if let Err(error) = self.reduce(chunk, reduction) {
                 let failure = self.failure(error);
-                self.nccl.abort();
+                self.give_up();
                 return Err(failure);
             }
         }
@@ -166,15 +185,38 @@ impl Communicator for NcclCommunicator {
     }
 }
 
+impl NcclCommunicator {
+    /// Ends NCCL's part at once: what waits on the stream ends, too.
+    fn give_up(&mut self) {
+        if let Some(mut nccl) = self.nccl.take() {
+            nccl.abort();
+        }
+    }
+}
+
 impl Drop for NcclCommunicator {
     fn drop(&mut self) {
-        if self.control.lifeline().failure().is_some() {
-            self.nccl.abort();
+        if std::thread::panicking() || self.control.lifeline().failure().is_some() {
+            self.give_up();
+        }
+        // When all went well, all ranks come here: NCCL ends with an end to waiting, and is aborted where that is over.
+        if let Some(nccl) = self.nccl.take() {
+            let _ = nccl.finalize();
         }
         if self.on_gpu.stream.wait("a collective", GRACE).is_ok() {
             // SAFETY: dropped once, here, and not used again; the GPU uses none of it any more. Else nothing is freed.
             unsafe { ManuallyDrop::drop(&mut self.on_gpu) };
         }
+    }
+}
+
+impl OnGpu {
+    fn new(context: &Context) -> Result<Self, CudaError> {
+        Ok(Self {
+            stream: Stream::new(context)?,
+            values: DeviceBuffer::new(context, CHUNK * 8)?,
+            staged: PinnedBuffer::new(context, CHUNK * 8)?,
+        })
     }
 }
 

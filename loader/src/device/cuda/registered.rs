@@ -5,6 +5,7 @@
 
 use super::driver::{Context, CudaError, DeviceBuffer, Event, Registration, Rows2d, Stream};
 use crate::device::Block;
+use cudarc::driver::sys;
 use std::{
     sync::{
         Mutex, PoisonError,
@@ -24,6 +25,8 @@ pub(super) struct Registered {
     /// How often there was something to register, and how often the driver refused.
     tried: AtomicU64,
     refused: AtomicU64,
+    /// Most bytes from one row to the next.
+    most_pitch: usize,
     patience: Duration,
 }
 
@@ -33,7 +36,9 @@ impl Registered {
         if !Registration::is_supported(context)? {
             return Ok(None);
         }
+        let most = context.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_PITCH)?;
         Ok(Some(Self {
+            most_pitch: usize::try_from(most).unwrap_or(0),
             stream: Stream::new(context)?,
             events: Mutex::default(),
             tried: AtomicU64::new(0),
@@ -60,7 +65,9 @@ impl Registered {
         to: usize,
         to_stride: usize,
     ) -> Result<bool, CudaError> {
-        if block.bytes.len() < WORTH_WHILE {
+        // Rows farther apart than the driver counts go through staging.
+        if block.bytes.len() < WORTH_WHILE || block.stride.max(to_stride) > self.most_pitch && block.runs > 1
+        {
             return Ok(false);
         }
         let registration = Registration::new(self.stream.context(), block.bytes)?;
@@ -76,9 +83,9 @@ impl Registered {
         };
         let rows = Rows2d {
             from: block.bytes.as_ptr(),
-            from_stride: block.stride,
+            from_stride: if block.runs > 1 { block.stride } else { 0 },
             to,
-            to_stride,
+            to_stride: if block.runs > 1 { to_stride } else { 0 },
             run_bytes: block.run_bytes,
             runs: block.runs,
         };

@@ -6,7 +6,7 @@
 
 use super::{
     CudaOptions,
-    driver::{Context, CudaError, DeviceBuffer, Event, PinnedBuffer, Stream},
+    driver::{Context, CudaError, DeviceBuffer, Event, PinnedBuffer, Stream, gpu_name},
 };
 use crate::trace::{Tracer, Track};
 use std::{
@@ -18,6 +18,9 @@ use std::{
 
 /// Slots of a ring: some are filled while others are copied.
 const SLOTS: usize = 8;
+
+/// How long a thread waits for a slot while others fill theirs: as long as the slowest file system takes.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// Slots are multiples of a page.
 const PAGE: u64 = 4096;
@@ -48,6 +51,8 @@ struct Ring {
     free: Vec<usize>,
     /// Slots that a copy uses, oldest first.
     copying: VecDeque<usize>,
+    /// Why a slot was lost: from then on nobody gets another, for what was copied from here on would not arrive either.
+    failed: Option<CudaError>,
 }
 
 /// What relates the GPU's time to the host's.
@@ -110,20 +115,26 @@ impl Staging {
     /// A slot that nobody uses; waits for one.
     pub(super) fn slot(&self) -> Result<Slot<'_>, CudaError> {
         let mut ring = self.lock();
+        let begin = Instant::now();
         loop {
+            if let Some(error) = &ring.failed {
+                return Err(error.clone());
+            }
             if let Some(number) = ring.free.pop() {
                 return Ok(Slot { staging: self, number, returns: true });
             }
             if let Some(number) = ring.copying.pop_front() {
                 drop(ring);
                 // It is this thread's now; if its copy does not end, nobody may have it again.
-                let mut slot = Slot { staging: self, number, returns: false };
-                self.slots[number].done.wait("copying", self.patience)?;
-                self.trace(number);
-                slot.returns = true;
-                return Ok(slot);
+                return self.awaited(number);
             }
-            ring = self.changed.wait(ring).unwrap_or_else(PoisonError::into_inner);
+            // All are being filled. Whoever fills one takes as long as its files do; another copy or failure wakes this thread.
+            let waited = self.changed.wait_timeout(ring, self.patience);
+            ring = waited.unwrap_or_else(PoisonError::into_inner).0;
+            if begin.elapsed() > LONGEST_WAIT {
+                let gpu = gpu_name(self.stream.context().gpu().ordinal);
+                return Err(CudaError::TimedOut { gpu, doing: "any staging buffer", waited: LONGEST_WAIT });
+            }
         }
     }
 
@@ -131,11 +142,26 @@ impl Staging {
     pub(super) fn drain(&self) -> Result<(), CudaError> {
         loop {
             let Some(number) = self.lock().copying.pop_front() else { return Ok(()) };
-            let mut slot = Slot { staging: self, number, returns: false };
-            self.slots[number].done.wait("copying", self.patience)?;
-            self.trace(number);
-            slot.returns = true;
+            drop(self.awaited(number)?);
         }
+    }
+
+    /// A slot that a copy used until now. If its copy does not end, nobody has it again.
+    fn awaited(&self, number: usize) -> Result<Slot<'_>, CudaError> {
+        let mut slot = Slot { staging: self, number, returns: false };
+        self.noted(self.slots[number].done.wait("copying", self.patience))?;
+        self.trace(number);
+        slot.returns = true;
+        Ok(slot)
+    }
+
+    /// Lets everybody know of an error after which a slot is lost.
+    fn noted<T>(&self, result: Result<T, CudaError>) -> Result<T, CudaError> {
+        if let Err(error) = &result {
+            self.lock().failed.get_or_insert_with(|| error.clone());
+            self.changed.notify_all();
+        }
+        result
     }
 
     /// The ring; a thread that panicked left it whole, for it changes by single pushes and pops.
@@ -169,10 +195,18 @@ impl Slot<'_> {
     /// Lets the GPU copy its first `bytes` bytes to `to`; the ring has the slot back when that is done.
     pub(super) fn copy_to(mut self, into: &DeviceBuffer, to: usize, bytes: usize) -> Result<(), CudaError> {
         let staging = self.staging;
-        let events = &staging.slots[self.number];
-        let range = staging.range(self.number, 0..bytes);
         // From here on a copy may use the slot.
         self.returns = false;
+        let copying = self.enqueue(into, to, bytes);
+        staging.noted(copying)?;
+        staging.changed.notify_one();
+        Ok(())
+    }
+
+    fn enqueue(&self, into: &DeviceBuffer, to: usize, bytes: usize) -> Result<(), CudaError> {
+        let staging = self.staging;
+        let events = &staging.slots[self.number];
+        let range = staging.range(self.number, 0..bytes);
         // One thread at a time, so that the order of the ring is that of the stream.
         let mut ring = staging.lock();
         if let Some(begun) = &events.begun {
@@ -183,8 +217,6 @@ impl Slot<'_> {
         unsafe { into.copy_from(to, &staging.buffer, range, &staging.stream) }?;
         events.done.record(&staging.stream)?;
         ring.copying.push_back(self.number);
-        drop(ring);
-        staging.changed.notify_one();
         Ok(())
     }
 
@@ -198,11 +230,12 @@ impl Slot<'_> {
         let bytes = range.len();
         let to = staging.range(self.number, 0..bytes).start;
         self.returns = false;
-        // SAFETY: this thread has the slot alone, and keeps it until the event after the copy has passed, or for ever.
-        unsafe { from.copy_to(range, &staging.buffer, to, &staging.stream) }?;
         let done = &staging.slots[self.number].done;
-        done.record(&staging.stream)?;
-        done.wait("copying to the host", staging.patience)?;
+        // SAFETY: this thread has the slot alone, and keeps it until the event after the copy has passed, or for ever.
+        let copied = unsafe { from.copy_to(range, &staging.buffer, to, &staging.stream) }
+            .and_then(|()| done.record(&staging.stream))
+            .and_then(|()| done.wait("copying to the host", staging.patience));
+        staging.noted(copied)?;
         self.returns = true;
         Ok(self.bytes(bytes))
     }

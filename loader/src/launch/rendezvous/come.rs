@@ -33,7 +33,8 @@ pub(super) fn come(
         let reason = match connect(this, left.min(CONNECT_TIME)) {
             Ok(mut stream) => match wait(this, &mut stream, begin, patience, interrupted)? {
                 Waited::Welcome => {
-                    return TcpCommunicator::spoke(this.rank, this.world, stream, patience)
+                    let later = this.progress_within.unwrap_or(patience);
+                    return TcpCommunicator::spoke(this.rank, this.world, stream, later)
                         .map_err(RendezvousError::System);
                 }
                 Waited::Nothing(reason) => reason.into(),

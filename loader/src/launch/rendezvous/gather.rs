@@ -48,7 +48,8 @@ pub(super) fn gather(
     interrupted: &dyn Fn() -> bool,
 ) -> Result<TcpCommunicator, RendezvousError> {
     if this.world == 1 {
-        return TcpCommunicator::hub(Vec::new(), patience, Vec::new()).map_err(RendezvousError::System);
+        let later = this.progress_within.unwrap_or(patience);
+        return TcpCommunicator::hub(Vec::new(), later, Vec::new()).map_err(RendezvousError::System);
     }
     let (listener, note) = listen(&this.address, patience.min(LISTEN_TIME), interrupted)?;
     gather_at(this, &listener, note, patience, interrupted)
@@ -98,7 +99,7 @@ pub(super) fn gather_at(
             meeting.strangers, this.address
         ));
     }
-    meeting.welcome(patience, notes).map_err(RendezvousError::System)
+    meeting.welcome(this.progress_within.unwrap_or(patience), notes).map_err(RendezvousError::System)
 }
 
 /// A rank that has come.

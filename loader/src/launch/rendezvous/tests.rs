@@ -37,6 +37,7 @@ fn rank(address: &Address, rank: u32, world: u32) -> Rendezvous {
             device: format!("cuda:{rank}"),
             pid: 100 + rank,
         },
+        progress_within: None,
     }
 }
 

@@ -151,6 +151,12 @@ impl DeviceBuffer {
         let span = (rows.runs - 1) * rows.to_stride + rows.run_bytes;
         let address = self.at(rows.to..rows.to + span);
         self.context.bind()?;
+        if rows.runs == 1 {
+            // SAFETY: the bytes on the GPU were checked; the caller keeps those on the host until the copy is done.
+            let copy =
+                unsafe { sys::cuMemcpyHtoDAsync_v2(address, rows.from.cast(), rows.run_bytes, stream.raw()) };
+            return self.context.check("cuMemcpyHtoDAsync", copy.result());
+        }
         let copy = sys::CUDA_MEMCPY2D_st {
             srcXInBytes: 0,
             srcY: 0,

@@ -4,9 +4,6 @@ use super::Context;
 use crate::device::CudaError;
 use cudarc::driver::sys;
 
-/// Memory is registered in whole pages.
-const PAGE: usize = 4096;
-
 /// Read-only pages that are registered with the driver until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Registration {
@@ -18,7 +15,11 @@ impl Registration {
     /// Whether the driver registers read-only memory, as mapped files are.
     pub(crate) fn is_supported(context: &Context) -> Result<bool, CudaError> {
         let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED;
-        Ok(context.attribute(attribute)? != 0)
+        match context.attribute(attribute) {
+            // A driver from before there was such a thing.
+            Err(error) if error.is("CUDA_ERROR_INVALID_VALUE") => Ok(false),
+            value => Ok(value? != 0),
+        }
     }
 
     /// Registers the pages that hold `bytes`. `None` when the driver does not take them: some are registered already, or it takes
@@ -27,9 +28,9 @@ impl Registration {
     /// Bytes of others in the pages at the edges do no harm: a mapping consists of whole pages, and nobody writes.
     pub(crate) fn new(context: &Context, bytes: &[u8]) -> Result<Option<Self>, CudaError> {
         context.bind()?;
-        let first = bytes.as_ptr().expose_provenance();
-        let start = first / PAGE * PAGE;
-        let len = (first + bytes.len()).next_multiple_of(PAGE) - start;
+        let (first, page) = (bytes.as_ptr().expose_provenance(), rustix::param::page_size());
+        let start = first / page * page;
+        let len = (first + bytes.len()).next_multiple_of(page) - start;
         let flags = sys::CU_MEMHOSTREGISTER_READ_ONLY | sys::CU_MEMHOSTREGISTER_PORTABLE;
         let address = std::ptr::with_exposed_provenance_mut(start);
         // SAFETY: the pages are mapped: each holds a byte that the caller has borrowed. They are read only, by the GPU as well.
