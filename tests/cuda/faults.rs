@@ -156,9 +156,10 @@ fn an_nccl_that_hangs_or_fails_ends_all_ranks() {
 #[test]
 fn an_interrupt_ends_a_load() {
     let (_folder, plan) = demo();
-    for signal in ["-INT", "-TERM"] {
-        // A copy that never ends: the load is under way for as long as anybody looks.
-        let machine = Machine::new().with_fault("hang-stream:2@1");
+    // A copy that never ends, so that the load is under way for as long as anybody looks; and a driver that hangs at once.
+    for (signal, fault) in [("-INT", "hang-stream:2@1"), ("-TERM", "hang-stream:2@1"), ("-INT", "hang-init")]
+    {
+        let machine = Machine::new().with_fault(fault);
         let child = machine.start(&["load", text(&plan), "--device", "cuda", "--patience", "600"]);
         std::thread::sleep(Duration::from_secs(1));
         let begin = Instant::now();

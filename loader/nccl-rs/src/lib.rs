@@ -6,10 +6,12 @@
 //! Three layers, none of which is skipped: [`sys`] is NCCL as C sees it; [`Library`] finds it, checks its version and
 //! resolves its functions, once; [`Communicator`] is one rank's end of a group of GPUs.
 //!
-//! # Nothing waits for ever
+//! # Waits that end
 //!
 //! NCCL's usual calls hang when another rank never makes them. Communicators here are non-blocking: each call starts the
-//! work, then asks until it is done, the caller's patience is over, or the caller gives up, and then aborts and says so.
+//! work, then asks until it is done, the caller's patience is over, or the caller gives up, and then aborts and says so. What
+//! NCCL itself does in `ncclCommAbort` and `ncclCommDestroy` is beyond reach: both may wait for threads of NCCL, and the
+//! second for the other ranks of the host, so [`Communicator::finalize`] comes first when all goes well.
 //!
 //! What runs **on the stream** is another matter. After a peer died, a stream may hang, or it may *complete with wrong data in
 //! the receive buffer*. So, after each step: wait for the stream with a deadline, not with a plain synchronise; ask

@@ -28,6 +28,8 @@ pub(crate) const NAMES: &[&str] = &[
     "pinned-refused",
     // The N-th kernel fails when it runs: 700, sticky.
     "kernel-error",
+    // `cuInit` never returns.
+    "hang-init",
     // The process is killed, as by `kill -9`, when the driver starts.
     "kill-at-init",
     // The same when it asks for its N-th copy from the host.

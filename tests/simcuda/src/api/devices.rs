@@ -18,6 +18,9 @@ entry_points! {
         if fault::value("kill-at-init").is_some() {
             fault::signal_self(libc::SIGKILL);
         }
+        while fault::value("hang-init").is_some() {
+            std::thread::sleep(std::time::Duration::from_secs(1));
+        }
         device::initialise()
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Context, IpcHandle, Stream, error::gpu_name};
 use crate::device::CudaError;
-use cudarc::driver::{result, sys};
+use cudarc::driver::sys;
 use std::{ops::Range, ptr::NonNull};
 
 /// Memory of a GPU, in one piece.
@@ -44,8 +44,10 @@ impl DeviceBuffer {
     /// At least one byte of memory, of any content.
     pub(crate) fn new(context: &Context, len: usize) -> Result<Self, CudaError> {
         context.bind()?;
-        // SAFETY: the context is current; what is allocated is freed by `drop` only.
-        let address = context.check("cuMemAlloc", unsafe { result::malloc_sync(len.max(1)) })?;
+        let mut address = 0;
+        // SAFETY: the pointer is good for one address; what is allocated is freed by `drop` only.
+        let allocated = unsafe { (context.functions().cuMemAlloc_v2)(&raw mut address, len.max(1)) };
+        context.check("cuMemAlloc", allocated)?;
         Ok(Self { context: context.clone(), address, len, origin: Origin::Allocated })
     }
 
@@ -60,8 +62,10 @@ impl DeviceBuffer {
             Self { context: context.clone(), address: handle.open(context)?, len, origin: Origin::Opened };
         let (mut start, mut whole): (sys::CUdeviceptr, usize) = (0, 0);
         // SAFETY: the pointers are good for an address and a length; the context is current, for it was opened just now.
-        let range = unsafe { sys::cuMemGetAddressRange_v2(&raw mut start, &raw mut whole, opened.address) };
-        context.check("cuMemGetAddressRange", range.result())?;
+        let range = unsafe {
+            (context.functions().cuMemGetAddressRange_v2)(&raw mut start, &raw mut whole, opened.address)
+        };
+        context.check("cuMemGetAddressRange", range)?;
         // A small allocation may be a part of what the range is of.
         let held = (start + whole as u64).saturating_sub(opened.address);
         let held = usize::try_from(held).unwrap_or(usize::MAX);
@@ -101,7 +105,8 @@ impl DeviceBuffer {
         }
         self.context.bind()?;
         // SAFETY: the bytes are inside the allocation, which lives until `drop`, and that waits for nobody: see `copy_from`.
-        let set = unsafe { result::memset_d8_async(self.address, 0, self.len, stream.raw()) };
+        let set =
+            unsafe { (self.context.functions().cuMemsetD8Async)(self.address, 0, self.len, stream.raw()) };
         self.context.check("cuMemsetD8Async", set)
     }
 
@@ -119,8 +124,10 @@ impl DeviceBuffer {
         let (address, len) = (self.at(to..to + range.len()), range.len());
         self.context.bind()?;
         // SAFETY: both ranges were checked; the caller keeps them until the copy is done.
-        let copy = unsafe { sys::cuMemcpyHtoDAsync_v2(address, from.at(range).cast(), len, stream.raw()) };
-        self.context.check("cuMemcpyHtoDAsync", copy.result())
+        let copy = unsafe {
+            (self.context.functions().cuMemcpyHtoDAsync_v2)(address, from.at(range).cast(), len, stream.raw())
+        };
+        self.context.check("cuMemcpyHtoDAsync", copy)
     }
 
     /// Adds to `stream`: copies `range` to `to` of `into`.
@@ -138,8 +145,10 @@ impl DeviceBuffer {
         let (address, into) = (self.at(range), into.at(to..to + len));
         self.context.bind()?;
         // SAFETY: both ranges were checked; the caller keeps them until the copy is done.
-        let copy = unsafe { sys::cuMemcpyDtoHAsync_v2(into.cast(), address, len, stream.raw()) };
-        self.context.check("cuMemcpyDtoHAsync", copy.result())
+        let copy = unsafe {
+            (self.context.functions().cuMemcpyDtoHAsync_v2)(into.cast(), address, len, stream.raw())
+        };
+        self.context.check("cuMemcpyDtoHAsync", copy)
     }
 
     /// Adds to `stream`: copies rows from registered memory of the host.
@@ -153,9 +162,15 @@ impl DeviceBuffer {
         self.context.bind()?;
         if rows.runs == 1 {
             // SAFETY: the bytes on the GPU were checked; the caller keeps those on the host until the copy is done.
-            let copy =
-                unsafe { sys::cuMemcpyHtoDAsync_v2(address, rows.from.cast(), rows.run_bytes, stream.raw()) };
-            return self.context.check("cuMemcpyHtoDAsync", copy.result());
+            let copy = unsafe {
+                (self.context.functions().cuMemcpyHtoDAsync_v2)(
+                    address,
+                    rows.from.cast(),
+                    rows.run_bytes,
+                    stream.raw(),
+                )
+            };
+            return self.context.check("cuMemcpyHtoDAsync", copy);
         }
         let copy = sys::CUDA_MEMCPY2D_st {
             srcXInBytes: 0,
@@ -176,8 +191,8 @@ impl DeviceBuffer {
             Height: rows.runs,
         };
         // SAFETY: the rows on the GPU were checked; the caller keeps those on the host until the copy is done.
-        let copy = unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, stream.raw()) };
-        self.context.check("cuMemcpy2DAsync", copy.result())
+        let copy = unsafe { (self.context.functions().cuMemcpy2DAsync_v2)(&raw const copy, stream.raw()) };
+        self.context.check("cuMemcpy2DAsync", copy)
     }
 }
 
@@ -189,11 +204,11 @@ impl Drop for DeviceBuffer {
         match self.origin {
             Origin::Allocated => {
                 // SAFETY: allocated by `new`, freed here only. The driver waits for work that still uses it.
-                let _ = unsafe { result::free_sync(self.address) };
+                let _ = unsafe { (self.context.functions().cuMemFree_v2)(self.address) };
             }
             Origin::Opened => {
                 // SAFETY: opened by `open`, closed here only; whoever used it has waited for that.
-                let _ = unsafe { sys::cuIpcCloseMemHandle(self.address) };
+                let _ = unsafe { (self.context.functions().cuIpcCloseMemHandle)(self.address) };
             }
         }
     }
@@ -217,9 +232,11 @@ impl PinnedBuffer {
     pub(crate) fn new(context: &Context, len: usize) -> Result<Self, CudaError> {
         context.bind()?;
         let len = len.max(1);
-        // SAFETY: the context is current; what is allocated is freed by `drop` only. Not write-combined: it is read as well.
-        let start = unsafe { result::malloc_host(len, sys::CU_MEMHOSTALLOC_PORTABLE) };
-        let start = context.check("cuMemHostAlloc", start)?.cast::<u8>();
+        // Not write-combined: it is read as well.
+        let (mut start, flags) = (std::ptr::null_mut(), sys::CU_MEMHOSTALLOC_PORTABLE);
+        // SAFETY: the pointer is good for one pointer; what is allocated is freed by `drop` only.
+        let allocated = unsafe { (context.functions().cuMemHostAlloc)(&raw mut start, len, flags) };
+        context.check("cuMemHostAlloc", allocated)?;
         let nothing = || CudaError::Call {
             gpu: Some(gpu_name(context.gpu().ordinal)),
             call: "cuMemHostAlloc",
@@ -227,7 +244,7 @@ impl PinnedBuffer {
             name: "CUDA_SUCCESS".to_owned(),
             text: "success, but no memory".to_owned(),
         };
-        let start = NonNull::new(start).ok_or_else(nothing)?;
+        let start = NonNull::new(start.cast::<u8>()).ok_or_else(nothing)?;
         // SAFETY: the driver gave `len` bytes, which nobody else has.
         unsafe { start.write_bytes(0, len) };
         Ok(Self { context: context.clone(), start, len })
@@ -260,7 +277,7 @@ impl Drop for PinnedBuffer {
     fn drop(&mut self) {
         if self.context.bind().is_ok() {
             // SAFETY: allocated by `new`, freed here only; who copies from it waits before dropping it.
-            let _ = unsafe { result::free_host(self.start.as_ptr().cast()) };
+            let _ = unsafe { (self.context.functions().cuMemFreeHost)(self.start.as_ptr().cast()) };
         }
     }
 }

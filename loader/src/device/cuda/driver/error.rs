@@ -1,7 +1,10 @@
 //! What the CUDA driver could not do.
 
-use cudarc::driver::result::DriverError;
-use std::{ffi::CStr, time::Duration};
+use super::functions::{Code, functions};
+use std::{
+    ffi::{CStr, c_char},
+    time::Duration,
+};
 
 /// What the CUDA driver could not do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,7 +46,7 @@ pub enum CudaError {
         /// The entry point.
         call: &'static str,
         /// The code.
-        code: u32,
+        code: i32,
         /// The code's name.
         name: String,
         /// What it means, in the driver's words.
@@ -87,22 +90,29 @@ fn after_colon(log: &str) -> String {
     if log.is_empty() { String::new() } else { format!(": {log}") }
 }
 
-/// The result of `call`, with its error in words.
-pub(super) fn checked<T>(
-    gpu: Option<u32>,
-    call: &'static str,
-    result: Result<T, DriverError>,
-) -> Result<T, CudaError> {
-    result.map_err(|error| {
-        let words = |text: Result<&CStr, DriverError>| {
-            text.map_or_else(|_| "unknown".to_owned(), |text| text.to_string_lossy().into_owned())
-        };
-        CudaError::Call {
-            gpu: gpu.map(gpu_name),
-            call,
-            code: error.0 as u32,
-            name: words(error.error_name()),
-            text: words(error.error_string()),
-        }
+/// The answer of `call`, as an error in words where it is none of success.
+pub(super) fn checked(gpu: Option<u32>, call: &'static str, code: Code) -> Result<(), CudaError> {
+    if code == Code::SUCCESS {
+        return Ok(());
+    }
+    let functions = functions()?;
+    Err(CudaError::Call {
+        gpu: gpu.map(gpu_name),
+        call,
+        code: code.0,
+        name: words(functions.cuGetErrorName, code),
+        text: words(functions.cuGetErrorString, code),
     })
+}
+
+/// What the driver says of a code; it may not know it either.
+fn words(say: unsafe extern "C" fn(i32, *mut *const c_char) -> Code, code: Code) -> String {
+    let mut text = std::ptr::null();
+    // SAFETY: the pointer is good for one pointer.
+    let known = unsafe { say(code.0, &raw mut text) } == Code::SUCCESS && !text.is_null();
+    if !known {
+        return "unknown".to_owned();
+    }
+    // SAFETY: the driver gave a text that ends with a zero and is never freed.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }

@@ -15,8 +15,8 @@ impl IpcHandle {
         context.bind()?;
         let mut handle = sys::CUipcMemHandle_st { reserved: [0; 64] };
         // SAFETY: the pointer is good for one handle, and the address is that of a whole allocation.
-        let answer = unsafe { sys::cuIpcGetMemHandle(&raw mut handle, buffer.address()) };
-        context.check("cuIpcGetMemHandle", answer.result())?;
+        let answer = unsafe { (context.functions().cuIpcGetMemHandle)(&raw mut handle, buffer.address()) };
+        context.check("cuIpcGetMemHandle", answer)?;
         Ok(Self(handle.reserved.map(|byte| byte.to_ne_bytes()[0])))
     }
 
@@ -27,8 +27,8 @@ impl IpcHandle {
         let mut address = 0;
         let flags = sys::CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32;
         // SAFETY: the pointer is good for one address; the driver checks the handle.
-        let answer = unsafe { sys::cuIpcOpenMemHandle_v2(&raw mut address, handle, flags) };
-        context.check("cuIpcOpenMemHandle", answer.result())?;
+        let answer = unsafe { (context.functions().cuIpcOpenMemHandle_v2)(&raw mut address, handle, flags) };
+        context.check("cuIpcOpenMemHandle", answer)?;
         Ok(address)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Context, Stream, error::gpu_name};
 use crate::device::CudaError;
-use cudarc::driver::{result, sys};
+use cudarc::driver::sys;
 use std::ffi::{CStr, c_void};
 
 /// Most bytes that are kept of what the driver's compiler says.
@@ -35,7 +35,7 @@ impl Kernel {
         let mut module = std::ptr::null_mut();
         // SAFETY: the text ends with a zero; there are two options and two values; the log is as long as is said.
         let loaded = unsafe {
-            sys::cuModuleLoadDataEx(
+            (context.functions().cuModuleLoadDataEx)(
                 &raw mut module,
                 ptx.as_ptr().cast(),
                 2,
@@ -43,13 +43,14 @@ impl Kernel {
                 values.as_mut_ptr(),
             )
         };
-        if let Err(error) = context.check("cuModuleLoadDataEx", loaded.result()) {
+        if let Err(error) = context.check("cuModuleLoadDataEx", loaded) {
             return Err(refused(context, error, &log));
         }
-        // SAFETY: the module was just loaded.
-        let function = unsafe { result::module::get_function(module, name.to_owned()) };
         let mut kernel = Self { context: context.clone(), module, function: std::ptr::null_mut() };
-        kernel.function = context.check("cuModuleGetFunction", function)?;
+        let function = &raw mut kernel.function;
+        // SAFETY: the pointer is good for one function, the module was just loaded, and the name ends with a zero.
+        let found = unsafe { (context.functions().cuModuleGetFunction)(function, module, name.as_ptr()) };
+        context.check("cuModuleGetFunction", found)?;
         Ok(kernel)
     }
 
@@ -68,7 +69,19 @@ impl Kernel {
         self.context.bind()?;
         // SAFETY: the module lives; the driver copies the arguments before it returns; the caller answers for the rest.
         let launched = unsafe {
-            result::launch_kernel(self.function, (blocks, 1, 1), (threads, 1, 1), 0, stream.raw(), arguments)
+            (self.context.functions().cuLaunchKernel)(
+                self.function,
+                blocks,
+                1,
+                1,
+                threads,
+                1,
+                1,
+                0,
+                stream.raw(),
+                arguments.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
         };
         self.context.check("cuLaunchKernel", launched)
     }
@@ -78,7 +91,7 @@ impl Drop for Kernel {
     fn drop(&mut self) {
         if self.context.bind().is_ok() {
             // SAFETY: loaded by `new`, unloaded here only.
-            let _ = unsafe { result::module::unload(self.module) };
+            let _ = unsafe { (self.context.functions().cuModuleUnload)(self.module) };
         }
     }
 }

@@ -5,13 +5,14 @@
 //! name the GPU and the call. It knows nothing of ranks and tensors. Everything that waits does so by asking again and again, so
 //! that every wait can end.
 //!
-//! `cudarc` panics when the library or a symbol is missing, so both are looked up first ([`Driver::open`]). Its result codes are
-//! a Rust enum: a driver that answers with a code newer than CUDA 12.8 would be misread. Its safe layer is not used: it allocates
-//! from pools, whose memory other processes cannot open, and lets copies outlive what they read.
+//! Of `cudarc` the declarations and the search for the library are used. Its functions panic where an entry point is missing and
+//! take a result code that they do not know for one that they do, so the entry points are looked up here (`functions`); its safe
+//! layer allocates from pools, whose memory other processes cannot open, and lets copies outlive what they read.
 
 mod buffer;
 mod context;
 mod error;
+mod functions;
 mod ipc;
 mod kernel;
 mod registration;
@@ -26,61 +27,19 @@ pub(crate) use kernel::Kernel;
 pub(crate) use registration::Registration;
 pub(crate) use stream::{Event, Stream};
 
-use cudarc::driver::{result, sys};
+use cudarc::driver::sys;
 use error::checked;
+use functions::{Functions, functions};
 use std::ffi::{CStr, c_char, c_int};
 
 /// The oldest driver that is accepted, as `cuDriverGetVersion` codes it: CUDA 11.0, the first that takes the PTX of the kernel.
 const OLDEST: i32 = 11000;
 
-/// Every entry point that is called. A driver that lacks one is refused before any is called.
-const SYMBOLS: [&str; 40] = [
-    "cuInit",
-    "cuDriverGetVersion",
-    "cuGetErrorName",
-    "cuGetErrorString",
-    "cuDeviceGetCount",
-    "cuDeviceGet",
-    "cuDeviceGetName",
-    "cuDeviceGetUuid",
-    "cuDeviceGetPCIBusId",
-    "cuDeviceGetAttribute",
-    "cuDevicePrimaryCtxRetain",
-    "cuDevicePrimaryCtxRelease_v2",
-    "cuCtxSetCurrent",
-    "cuMemGetInfo_v2",
-    "cuMemAlloc_v2",
-    "cuMemFree_v2",
-    "cuMemGetAddressRange_v2",
-    "cuMemsetD8Async",
-    "cuMemHostAlloc",
-    "cuMemFreeHost",
-    "cuMemHostRegister_v2",
-    "cuMemHostUnregister",
-    "cuMemcpyHtoDAsync_v2",
-    "cuMemcpyDtoHAsync_v2",
-    "cuMemcpy2DAsync_v2",
-    "cuStreamCreate",
-    "cuStreamDestroy_v2",
-    "cuStreamQuery",
-    "cuEventCreate",
-    "cuEventDestroy_v2",
-    "cuEventRecord",
-    "cuEventQuery",
-    "cuEventElapsedTime",
-    "cuModuleLoadDataEx",
-    "cuModuleGetFunction",
-    "cuModuleUnload",
-    "cuLaunchKernel",
-    "cuIpcGetMemHandle",
-    "cuIpcOpenMemHandle_v2",
-    "cuIpcCloseMemHandle",
-];
-
 /// The driver's library, loaded and started.
 #[derive(Debug, Clone, Copy)]
 pub struct Driver {
     version: i32,
+    functions: &'static Functions,
 }
 
 /// A GPU as the driver tells it.
@@ -102,27 +61,16 @@ impl Driver {
     /// # Errors
     /// [`CudaError`] says whether there is no library, it is too old, or it cannot start.
     pub fn open() -> Result<Self, CudaError> {
-        // SAFETY: loading a library runs its initialisers; the driver's are what every CUDA program runs.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(CudaError::NoLibrary);
-        }
-        // SAFETY: the library is there, so this does not panic; it stays loaded for as long as the process runs.
-        let library = unsafe { sys::culib() };
-        for symbol in SYMBOLS {
-            // SAFETY: the symbol is looked up only, never called through this type.
-            let found = unsafe { library.get::<unsafe extern "C" fn()>(symbol.as_bytes()) };
-            if found.is_err() {
-                return Err(CudaError::NoSymbol { symbol });
-            }
-        }
+        let functions = functions()?;
         let mut version: c_int = 0;
         // SAFETY: the pointer is good for one c_int.
-        checked(None, "cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&raw mut version) }.result())?;
+        checked(None, "cuDriverGetVersion", unsafe { (functions.cuDriverGetVersion)(&raw mut version) })?;
         if version < OLDEST {
             return Err(CudaError::TooOld { found: version, needed: OLDEST });
         }
-        checked(None, "cuInit", result::init())?;
-        Ok(Self { version })
+        // SAFETY: a call without pointers.
+        checked(None, "cuInit", unsafe { (functions.cuInit)(0) })?;
+        Ok(Self { version, functions })
     }
 
     /// The version of CUDA that the driver speaks, coded as 1000 times the major plus 10 times the minor: 12080 is 12.8.
@@ -135,27 +83,43 @@ impl Driver {
     /// # Errors
     /// [`CudaError`] when one cannot be asked.
     pub fn gpus(self) -> Result<Vec<Gpu>, CudaError> {
-        let count = checked(None, "cuDeviceGetCount", result::device::get_count())?;
-        (0..u32::try_from(count).unwrap_or(0)).map(gpu).collect()
+        let mut count: c_int = 0;
+        // SAFETY: the pointer is good for one c_int.
+        checked(None, "cuDeviceGetCount", unsafe { (self.functions.cuDeviceGetCount)(&raw mut count) })?;
+        (0..u32::try_from(count).unwrap_or(0)).map(|ordinal| self.gpu(ordinal)).collect()
+    }
+
+    fn gpu(self, ordinal: u32) -> Result<Gpu, CudaError> {
+        let device = self.device(ordinal)?;
+        let (mut name, mut pci) = ([0 as c_char; 128], [0 as c_char; 32]);
+        // SAFETY: the buffer is longer than is said; the driver ends what it writes with a zero.
+        let named = unsafe { (self.functions.cuDeviceGetName)(name.as_mut_ptr(), 127, device) };
+        checked(Some(ordinal), "cuDeviceGetName", named)?;
+        // SAFETY: as above.
+        let placed = unsafe { (self.functions.cuDeviceGetPCIBusId)(pci.as_mut_ptr(), 31, device) };
+        checked(Some(ordinal), "cuDeviceGetPCIBusId", placed)?;
+        let mut uuid = sys::CUuuid { bytes: [0; 16] };
+        let ask = self.functions.cuDeviceGetUuid_v2.unwrap_or(self.functions.cuDeviceGetUuid);
+        // SAFETY: the pointer is good for one UUID.
+        checked(Some(ordinal), "cuDeviceGetUuid", unsafe { ask(&raw mut uuid, device) })?;
+        Ok(Gpu { ordinal, name: text(&name), uuid: uuid_text(&uuid), pci: text(&pci).to_lowercase() })
+    }
+
+    fn device(self, ordinal: u32) -> Result<sys::CUdevice, CudaError> {
+        let number = c_int::try_from(ordinal).unwrap_or(c_int::MAX);
+        let mut device = 0;
+        // SAFETY: the pointer is good for one device.
+        checked(Some(ordinal), "cuDeviceGet", unsafe {
+            (self.functions.cuDeviceGet)(&raw mut device, number)
+        })?;
+        Ok(device)
     }
 }
 
-fn gpu(ordinal: u32) -> Result<Gpu, CudaError> {
-    let device = device(ordinal)?;
-    let name = checked(Some(ordinal), "cuDeviceGetName", result::device::get_name(device))?;
-    let uuid = checked(Some(ordinal), "cuDeviceGetUuid", result::device::get_uuid(device))?;
-    let mut pci = [0 as c_char; 32];
-    // SAFETY: the buffer is as long as is said; the driver ends what it writes with a zero.
-    let answer = unsafe { sys::cuDeviceGetPCIBusId(pci.as_mut_ptr(), 31, device) };
-    checked(Some(ordinal), "cuDeviceGetPCIBusId", answer.result())?;
-    let pci: Vec<u8> = pci.iter().map(|&letter| letter.to_ne_bytes()[0]).collect();
-    let pci = CStr::from_bytes_until_nul(&pci).unwrap_or_default();
-    Ok(Gpu { ordinal, name, uuid: uuid_text(&uuid), pci: pci.to_string_lossy().to_lowercase() })
-}
-
-fn device(ordinal: u32) -> Result<sys::CUdevice, CudaError> {
-    let number = c_int::try_from(ordinal).unwrap_or(c_int::MAX);
-    checked(Some(ordinal), "cuDeviceGet", result::device::get(number))
+/// The letters before the first zero.
+fn text(letters: &[c_char]) -> String {
+    let bytes: Vec<u8> = letters.iter().map(|&letter| letter.to_ne_bytes()[0]).collect();
+    CStr::from_bytes_until_nul(&bytes).unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn uuid_text(uuid: &sys::CUuuid) -> String {

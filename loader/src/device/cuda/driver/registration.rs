@@ -4,6 +4,15 @@ use super::Context;
 use crate::device::CudaError;
 use cudarc::driver::sys;
 
+/// What the driver answers when it does not take some pages, with which nothing else is wrong.
+const REFUSALS: [&str; 5] = [
+    "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED",
+    "CUDA_ERROR_NOT_SUPPORTED",
+    "CUDA_ERROR_NOT_PERMITTED",
+    "CUDA_ERROR_INVALID_VALUE",
+    "CUDA_ERROR_OUT_OF_MEMORY",
+];
+
 /// Read-only pages that are registered with the driver until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Registration {
@@ -34,17 +43,11 @@ impl Registration {
         let flags = sys::CU_MEMHOSTREGISTER_READ_ONLY | sys::CU_MEMHOSTREGISTER_PORTABLE;
         let address = std::ptr::with_exposed_provenance_mut(start);
         // SAFETY: the pages are mapped: each holds a byte that the caller has borrowed. They are read only, by the GPU as well.
-        let answer = unsafe { sys::cuMemHostRegister_v2(address, len, flags) };
-        match answer {
-            sys::CUresult::CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED
-            | sys::CUresult::CUDA_ERROR_NOT_SUPPORTED
-            | sys::CUresult::CUDA_ERROR_NOT_PERMITTED
-            | sys::CUresult::CUDA_ERROR_INVALID_VALUE
-            | sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Ok(None),
-            answer => {
-                context.check("cuMemHostRegister", answer.result())?;
-                Ok(Some(Self { context: context.clone(), start }))
-            }
+        let answer = unsafe { (context.functions().cuMemHostRegister_v2)(address, len, flags) };
+        match context.check("cuMemHostRegister", answer) {
+            Ok(()) => Ok(Some(Self { context: context.clone(), start })),
+            Err(error) if REFUSALS.iter().any(|refusal| error.is(refusal)) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -58,7 +61,11 @@ impl Drop for Registration {
     fn drop(&mut self) {
         if self.context.bind().is_ok() {
             // SAFETY: registered by `new`, given back here only, after the copy that used it.
-            let _ = unsafe { sys::cuMemHostUnregister(std::ptr::with_exposed_provenance_mut(self.start)) };
+            let _ = unsafe {
+                (self.context.functions().cuMemHostUnregister)(std::ptr::with_exposed_provenance_mut(
+                    self.start,
+                ))
+            };
         }
     }
 }

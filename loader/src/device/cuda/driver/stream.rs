@@ -1,8 +1,8 @@
 //! Streams and events: work of a GPU in order, and how far it is.
 
-use super::Context;
+use super::{Context, functions::Code};
 use crate::device::CudaError;
-use cudarc::driver::{result, sys};
+use cudarc::driver::sys;
 use std::time::{Duration, Instant};
 
 /// The longest pause between two looks at work that is not done.
@@ -35,8 +35,11 @@ unsafe impl Sync for Event {}
 impl Stream {
     pub(crate) fn new(context: &Context) -> Result<Self, CudaError> {
         context.bind()?;
-        let raw = context
-            .check("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking))?;
+        let mut raw = std::ptr::null_mut();
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: the pointer is good for one stream.
+        let made = unsafe { (context.functions().cuStreamCreate)(&raw mut raw, flags) };
+        context.check("cuStreamCreate", made)?;
         Ok(Self { context: context.clone(), raw })
     }
 
@@ -53,7 +56,7 @@ impl Stream {
     pub(crate) fn is_idle(&self) -> Result<bool, CudaError> {
         self.context.bind()?;
         // SAFETY: the stream lives.
-        let answer = unsafe { sys::cuStreamQuery(self.raw) };
+        let answer = unsafe { (self.context.functions().cuStreamQuery)(self.raw) };
         ready(&self.context, "cuStreamQuery", answer)
     }
 
@@ -67,7 +70,7 @@ impl Drop for Stream {
     fn drop(&mut self) {
         if self.context.bind().is_ok() {
             // SAFETY: the stream is not used again. Work that is still in it goes on; who gave it memory keeps that.
-            let _ = unsafe { result::stream::destroy(self.raw) };
+            let _ = unsafe { (self.context.functions().cuStreamDestroy_v2)(self.raw) };
         }
     }
 }
@@ -80,7 +83,10 @@ impl Event {
             true => sys::CUevent_flags::CU_EVENT_DEFAULT,
             false => sys::CUevent_flags::CU_EVENT_DISABLE_TIMING,
         };
-        let raw = context.check("cuEventCreate", result::event::create(flags))?;
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: the pointer is good for one event.
+        let made = unsafe { (context.functions().cuEventCreate)(&raw mut raw, flags as u32) };
+        context.check("cuEventCreate", made)?;
         Ok(Self { context: context.clone(), raw })
     }
 
@@ -88,14 +94,15 @@ impl Event {
     pub(crate) fn record(&self, stream: &Stream) -> Result<(), CudaError> {
         self.context.bind()?;
         // SAFETY: both live.
-        self.context.check("cuEventRecord", unsafe { result::event::record(self.raw, stream.raw) })
+        self.context
+            .check("cuEventRecord", unsafe { (self.context.functions().cuEventRecord)(self.raw, stream.raw) })
     }
 
     /// Whether the work before the mark is done. An error is of some earlier work of the GPU.
     pub(crate) fn is_done(&self) -> Result<bool, CudaError> {
         self.context.bind()?;
         // SAFETY: the event lives.
-        let answer = unsafe { sys::cuEventQuery(self.raw) };
+        let answer = unsafe { (self.context.functions().cuEventQuery)(self.raw) };
         ready(&self.context, "cuEventQuery", answer)
     }
 
@@ -107,9 +114,11 @@ impl Event {
     /// The time between two marks that were reached; both with timing.
     pub(crate) fn since(&self, earlier: &Self) -> Result<Duration, CudaError> {
         self.context.bind()?;
-        // SAFETY: both live.
-        let millis = unsafe { result::event::elapsed(earlier.raw, self.raw) };
-        let millis = self.context.check("cuEventElapsedTime", millis)?;
+        let mut millis = 0f32;
+        // SAFETY: both live, and the pointer is good for one number.
+        let told =
+            unsafe { (self.context.functions().cuEventElapsedTime)(&raw mut millis, earlier.raw, self.raw) };
+        self.context.check("cuEventElapsedTime", told)?;
         Ok(Duration::try_from_secs_f32(millis / 1000.0).unwrap_or_default())
     }
 }
@@ -118,16 +127,15 @@ impl Drop for Event {
     fn drop(&mut self) {
         if self.context.bind().is_ok() {
             // SAFETY: the event is not used again.
-            let _ = unsafe { result::event::destroy(self.raw) };
+            let _ = unsafe { (self.context.functions().cuEventDestroy_v2)(self.raw) };
         }
     }
 }
 
-fn ready(context: &Context, call: &'static str, answer: sys::CUresult) -> Result<bool, CudaError> {
+fn ready(context: &Context, call: &'static str, answer: Code) -> Result<bool, CudaError> {
     match answer {
-        sys::CUresult::CUDA_SUCCESS => Ok(true),
-        sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
-        error => context.check(call, error.result()).map(|()| true),
+        Code::NOT_READY => Ok(false),
+        answer => context.check(call, answer).map(|()| true),
     }
 }
 
