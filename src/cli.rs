@@ -273,10 +273,10 @@ pub(crate) struct Load {
     #[arg(long, help_heading = "Ranks")]
     pub(crate) rank: Option<u32>,
     /// How many ranks there are, where the launcher does not say
-    #[arg(long, value_name = "N", requires = "rank", help_heading = "Ranks")]
+    #[arg(long, value_name = "N", help_heading = "Ranks")]
     pub(crate) world_size: Option<u32>,
     /// Where the processes of all ranks meet: an address of rank 0's host, and a free port
-    #[arg(long, value_name = "HOST:PORT", requires = "rank", help_heading = "Ranks")]
+    #[arg(long, value_name = "HOST:PORT", help_heading = "Ranks")]
     pub(crate) rendezvous: Option<String>,
     /// Seconds without progress after which a rank is given up
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400), help_heading = "Ranks")]

@@ -286,9 +286,13 @@ impl From<RendezvousError> for Failure {
             RendezvousError::Refused(Refusal::Plan { .. }) => {
                 (Kind::No, Some("give every rank the same plan"))
             }
-            RendezvousError::Refused(
-                Refusal::World { .. } | Refusal::Twice { .. } | Refusal::Range { .. },
-            )
+            RendezvousError::Refused(Refusal::Twice { .. }) => (
+                Kind::Usage,
+                Some(
+                    "start each rank once; if another job meets at this port, SHARDWRIGHT_PORT takes another",
+                ),
+            ),
+            RendezvousError::Refused(Refusal::World { .. } | Refusal::Range { .. })
             | RendezvousError::Rank { .. }
             | RendezvousError::TooLong { .. } => (Kind::Usage, None),
             RendezvousError::Refused(Refusal::Missing { .. }) | RendezvousError::Unreached { .. } => (

@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use support::{
     FIXTURES, fixture,
-    job::{Job, Launcher},
+    job::{Job, Launcher, all_end},
     plan, text,
 };
 use tempfile::TempDir;
@@ -76,6 +76,20 @@ fn every_launcher_is_understood() {
 }
 
 #[test]
+fn where_to_meet_can_be_said_under_a_launcher_too() {
+    let (_folder, plan) = planned(&fixture("llama-bf16"), [2, 1, 1]);
+    let job = job(&plan, 2);
+    let meet = format!("127.0.0.1:{}", job.port());
+    let start = |rank: u32| {
+        let mut command = job.command(rank, &["--rendezvous", &meet]);
+        command.env("SHARDWRIGHT_PORT", "1").spawn().unwrap()
+    };
+    for outcome in all_end(vec![start(0), start(1)]) {
+        assert!(outcome.succeeded().contains("verified"));
+    }
+}
+
+#[test]
 fn a_flipped_bit_in_one_process_is_named_by_all() {
     let (_folder, plan) = planned(&fixture("qwen2-bf16"), [2, 2, 1]);
     for outcome in job(&plan, 4).run(&["--flip-byte", "2"]) {
@@ -113,6 +127,8 @@ fn where_ranks_meet_must_be_said() {
     };
     run(&[("JOB_COMPLETION_INDEX", "1")], &[]).refused(2, &["help: ", "--rendezvous HOST:PORT"]);
     run(&[], &["--rank", "1", "--world-size", "2"]).refused(2, &["help: give --rendezvous HOST:PORT"]);
+    run(&[], &["--rendezvous", "127.0.0.1:29999"])
+        .refused(2, &["nothing says which one this is", "help: give --rank"]);
     run(&[], &["--rank", "1", "--rendezvous", "nowhere"]).refused(2, &["nowhere"]);
     run(&[("RANK", "x"), ("WORLD_SIZE", "2")], &[]).refused(2, &["RANK is `x`"]);
     let world = [("RANK", "0"), ("WORLD_SIZE", "3"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")];

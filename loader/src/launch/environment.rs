@@ -21,8 +21,9 @@ const PORT: &str = "SHARDWRIGHT_PORT";
 /// The port where the host is given, but neither a port nor a job to derive one from.
 const DEFAULT_PORT: u16 = 29_401;
 
-/// Ports derived from a job's name: the first, and how many.
-const DERIVED_PORTS: (u16, u16) = (20_000, 40_000);
+/// Ports derived from a job's name: the first, and how many. They end before those that Linux gives out by itself begin
+/// (`net.ipv4.ip_local_port_range`, from 32768 on).
+const DERIVED_PORTS: (u16, u16) = (20_000, 12_768);
 
 /// Slurm's numbers of steps that are not srun's: interactive, batch script, pending, extern and so on.
 const FIRST_SPECIAL_STEP: u32 = 0xffff_fff0;
@@ -122,7 +123,7 @@ pub enum LaunchError {
     },
     /// Nothing says where rank 0 is.
     #[error(
-        "{launcher} started this process as rank {rank}, but nothing says where rank 0 is\nhelp: give --rendezvous HOST:PORT, the same on all ranks, or set MASTER_ADDR and {PORT}"
+        "{launcher} started this process as rank {rank}, but nothing says where rank 0 is\nhelp: give --rendezvous HOST:PORT, the same on all ranks, or set MASTER_ADDR; {PORT} is enough where all ranks are on one host"
     )]
     NoAddress {
         /// Who started it.
@@ -272,6 +273,13 @@ impl Variables<'_> {
             },
             _ => None,
         };
+        // A batch script that was submitted from within a step inherits that step's variables, but not its tasks on this node.
+        let tasks_here = self.text("SLURM_GTIDS").map(|tasks| tasks.split(',').count());
+        if let (Some(tasks), Some(local_world)) = (tasks_here, local_world)
+            && tasks != local_world as usize
+        {
+            return Ok(None);
+        }
         let launched = checked(&names, rank, world, self.number(names.local_rank)?, local_world)?;
         let job = match (self.text("SLURM_JOB_ID"), step) {
             (Some(job), Some(step)) => Some(format!("{job}.{step}")),

@@ -176,7 +176,17 @@ fn part(args: &Load, plan: &Plan) -> Result<Part, Failure> {
         check_rank(plan, rank)?;
     }
     let (rank, given) = match (&launched, args.rank) {
-        (None, None) => return Ok(Part::All),
+        (None, None) => {
+            let option = args.rendezvous.as_ref().map(|_| "--rendezvous");
+            let Some(option) = option.or(args.world_size.map(|_| "--world-size")) else {
+                return Ok(Part::All);
+            };
+            let message = format!("{option} is for one rank of many, and nothing says which one this is");
+            let failure = Failure::new(Kind::Usage, message);
+            return Err(
+                failure.with_help("give --rank as well, or let a launcher start the ranks".to_owned())
+            );
+        }
         (None, Some(rank)) if args.rendezvous.is_none() => {
             if args.world_size.is_some() {
                 let failure =

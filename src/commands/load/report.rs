@@ -66,7 +66,9 @@ impl Loaded {
         };
         let place = |number: u32| {
             let own = self.ranks.iter().zip(&self.places).find(|(rank, _)| rank.rank == number);
-            own.map_or_else(|| "-".to_owned(), |(_, place)| place.clone())
+            // What another process loads into is not known here, but for one thing: all load into GPUs, or none.
+            let elsewhere = if self.places.iter().any(|place| place == "host") { "host" } else { "-" };
+            own.map_or_else(|| elsewhere.to_owned(), |(_, place)| place.clone())
         };
         let rows = all.iter().map(|&(rank, figures)| {
             let verified = match &first.verified {

@@ -72,7 +72,7 @@ fn open_mpi_is_understood() {
     assert_eq!((launched.launcher, launched.rank, launched.world), (Launcher::OpenMpi, 3, Some(4)));
     let address = launched.address().unwrap();
     assert_eq!(address.host(), "127.0.0.1");
-    assert!((20_000..60_000).contains(&address.port()));
+    assert!((20_000..32_768).contains(&address.port()));
 
     let mut apart = together;
     apart[1].1 = "8";
@@ -120,6 +120,17 @@ fn a_slurm_step_is_a_launch_and_a_batch_script_is_none() {
         let special = [batch.as_slice(), &[("SLURM_STEP_ID", step), ("SLURM_STEP_NUM_TASKS", "1")]].concat();
         assert_eq!(of(&special), Ok(None));
     }
+    // A batch script that was submitted from within a step of four tasks: it inherits what was said to one of them.
+    let stale = [
+        ("SLURM_STEP_ID", "0"),
+        ("SLURM_STEP_NUM_TASKS", "4"),
+        ("SLURM_STEP_TASKS_PER_NODE", "4"),
+        ("SLURM_NODEID", "0"),
+    ];
+    let stale = [batch.as_slice(), &stale].concat();
+    assert_eq!(of(&[stale.as_slice(), &[("SLURM_GTIDS", "0")]].concat()), Ok(None));
+    let real = of(&[stale.as_slice(), &[("SLURM_GTIDS", "0,1,2,3")]].concat()).unwrap().unwrap();
+    assert_eq!((real.rank, real.world), (0, Some(4)));
     let step = [batch.as_slice(), &[("SLURM_STEP_ID", "3")]].concat();
     assert_eq!(of(&step).unwrap().unwrap().world, Some(8));
 }
