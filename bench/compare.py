@@ -66,6 +66,7 @@ class Programs:
 
     shardwright: Path
     pread_limit: Path
+    pinned_copy: Path
 
 
 def fail(message: str, help: str) -> None:
@@ -91,7 +92,7 @@ def build() -> Programs:
     # The messages tell where the binaries are, whatever the target folder is called.
     messages = map(json.loads, run([*command, "--message-format", "json-render-diagnostics"]).splitlines())
     built = {message["target"]["name"]: Path(message["executable"]) for message in messages if message.get("executable")}
-    return Programs(built["shardwright"], built["pread_limit"])
+    return Programs(built["shardwright"], built["pread_limit"], built["pinned_copy"])
 
 
 def make_once(folder: Path, make: Callable[[Path], Any]) -> Path:

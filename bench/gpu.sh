@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# Measures loading into GPUs on this machine; see gpu.py.
+# Loads into this machine's GPUs against a plain pinned copy, in one table: bench/gpu.sh --help
 set -euo pipefail
-exec python3 "$(dirname "$0")/gpu.py" "$@"
+exec python3 -B "$(dirname "$0")/gpu.py" "$@"

@@ -1,8 +1,8 @@
 //! What the simulated driver counted: how often it was called, and for how many bytes.
 
 use crate::{
-    demo, planned,
-    support::{fixture, simcuda::Machine},
+    demo,
+    support::{fixture, planned, simcuda::Machine},
 };
 use serde_json::Value;
 use std::path::Path;

@@ -1,9 +1,11 @@
 //! What goes wrong on GPUs, in one process: one message that names the rank and the cause, and the exit code that goes with it.
 
 use crate::{
-    demo, planned,
+    demo,
     support::{
-        Outcome, finish, fixture, shardwright,
+        Outcome, finish, fixture,
+        on_gpus::{self, Gpus},
+        planned, shardwright,
         simcuda::Machine,
         text,
         tiny::{Dims, write_tensors},
@@ -93,8 +95,7 @@ fn fewer_gpus_than_ranks_are_counted() {
 #[test]
 fn memory_that_is_too_small_is_refused_before_anything_is_loaded() {
     let (_folder, plan) = demo();
-    let outcome = impatient(&Machine::new().with("SIMCUDA_MEMORY", &(32 << 20)), &plan, &[]);
-    outcome.refused(4, &["rank 0: cuda:0 cannot give ", "it has ", "help: free some memory"]);
+    on_gpus::too_much_is_refused_with_numbers(&Machine::new().with("SIMCUDA_MEMORY", &(32 << 20)), &plan);
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! Weights that stay on simulated GPUs and are opened by other processes.
 
-use crate::{
+use crate::support::{
+    finish, fixture,
+    holder::{Holder, attach},
+    on_gpus,
+    on_gpus::Gpus,
     planned,
-    support::{
-        finish, fixture,
-        on_gpus::{self, Holder, attach},
-        simcuda::Machine,
-        text,
-    },
+    simcuda::Machine,
+    text,
 };
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -19,7 +19,7 @@ fn small() -> (TempDir, PathBuf) {
 #[test]
 fn held_weights_are_opened_and_proved_by_another_process() {
     let (_folder, plan) = small();
-    on_gpus::held_weights_are_opened_and_proved(&Machine::new(), &plan, 4);
+    on_gpus::held_weights_are_proved_elsewhere(&Machine::new(), &plan, 4);
 }
 
 #[test]

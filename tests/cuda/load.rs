@@ -1,32 +1,34 @@
 //! What arrived on the GPUs is what the files say.
 
 use crate::{
-    demo, planned,
-    support::{fixture, on_gpus, simcuda::Machine},
+    demo,
+    support::{FIXTURES, fixture, on_gpus, on_gpus::Gpus, planned, simcuda::Machine},
 };
 
 #[test]
 fn the_demo_loads_on_four_gpus_and_verifies_over_nccl() {
     let (_folder, plan) = demo();
-    let printed = Machine::new().load(&plan, &[]).succeeded();
-    assert!(printed.contains("on 4 ranks into 4 GPUs"), "{printed}");
-    assert!(printed.contains("cuda:3"), "{printed}");
-    let last = printed.lines().last().unwrap();
-    assert!(
-        last.starts_with("verified: the fingerprints summed over the ranks are those of the files"),
-        "{printed}"
-    );
+    on_gpus::threads_verify(&Machine::new(), &plan, 4);
 }
 
 #[test]
 fn every_fixture_loads_and_verifies_on_every_mesh() {
     let machine = Machine::new().with("SIMCUDA_GPUS", &8);
-    on_gpus::every_fixture_loads_and_verifies(&machine, &[[1, 1, 1], [2, 1, 1], [8, 1, 1], [2, 2, 2]]);
+    for name in FIXTURES {
+        for mesh in [[1, 1, 1], [2, 1, 1], [8, 1, 1], [2, 2, 2]] {
+            for args in [&[][..], &["--registered"], &["--staging", "64 KiB"], &["--verify", "sample"]] {
+                on_gpus::fixture_verifies(&machine, name, mesh, args);
+            }
+        }
+    }
 }
 
 #[test]
 fn a_flipped_bit_is_caught_on_every_gpu() {
-    on_gpus::a_flipped_bit_is_caught_on_every_rank(&Machine::new(), 4);
+    let (_folder, plan) = planned(&fixture("llama-odd-vocab-bf16"), [4, 1, 1]);
+    for rank in 0..4 {
+        on_gpus::a_flip_is_named(&Machine::new(), &plan, rank);
+    }
 }
 
 #[test]
@@ -48,5 +50,5 @@ fn ranks_load_into_the_gpus_of_their_plan() {
 #[test]
 fn a_timeline_shows_reading_and_copying_side_by_side() {
     let (_folder, plan) = demo();
-    on_gpus::a_timeline_shows_reading_and_copying_side_by_side(&Machine::new(), &plan);
+    on_gpus::copies_overlap_reads(&Machine::new(), &plan);
 }

@@ -10,4 +10,15 @@ mod processes;
 #[path = "../support/mod.rs"]
 mod support;
 
-use support::on_gpus::{demo, planned};
+use std::path::PathBuf;
+use support::text;
+use tempfile::TempDir;
+
+/// The checkpoint of the demo, written once, and its plan for four ranks.
+fn demo() -> (TempDir, PathBuf) {
+    let folder = TempDir::new().unwrap();
+    let place = folder.path().join("demo");
+    support::shardwright(&["demo", "--dir", text(&place)]).succeeded();
+    let plan = place.join("plan.yaml");
+    (folder, plan)
+}

@@ -1,13 +1,10 @@
 //! One process for each rank, each with its simulated GPU; NCCL between them.
 
-use crate::{
-    planned,
-    support::{
-        Outcome, fixture,
-        job::{Ends, Job, all_end, signal},
-        on_gpus,
-        simcuda::Machine,
-    },
+use crate::support::{
+    Outcome, fixture,
+    job::{Ends, Job, all_end, signal},
+    on_gpus, planned,
+    simcuda::Machine,
 };
 use std::{
     fs,
@@ -25,7 +22,7 @@ fn small() -> (TempDir, PathBuf) {
 }
 
 fn job<'a>(machine: &'a Machine, plan: &Path) -> Job<'a> {
-    Job::new(plan, 4, |args| machine.command(args))
+    on_gpus::job(machine, plan, 4)
 }
 
 const CUDA: &[&str] = &["--device", "cuda", "--staging", "128 KiB"];
@@ -59,9 +56,10 @@ fn left_behind() -> Vec<PathBuf> {
 
 #[test]
 fn four_processes_load_four_gpus_and_verify_over_nccl() {
+    let gpus = [0, 1, 2, 3].map(|rank| format!("cuda:{rank}"));
     for mesh in [[4, 1, 1], [2, 2, 1], [2, 1, 2]] {
         let (_folder, plan) = planned(&fixture("llama-bf16"), mesh);
-        on_gpus::processes_load_and_verify(&Machine::new(), &plan, 4, &[]);
+        on_gpus::processes_verify(&Machine::new(), &plan, &gpus);
     }
 }
 
@@ -85,11 +83,7 @@ fn a_process_that_sees_one_gpu_has_it() {
 #[test]
 fn a_flipped_bit_is_named_by_all_processes() {
     let (_folder, plan) = small();
-    let machine = Machine::new();
-    for outcome in job(&machine, &plan).run(&[CUDA, &["--flip-byte", "3"]].concat()) {
-        assert_eq!(outcome.code, Some(1), "{outcome:?}");
-        assert!(outcome.stderr.contains("`: wrong on rank 3; "), "{}", outcome.stderr);
-    }
+    on_gpus::a_flip_is_named_by_all_processes(&Machine::new(), &plan, 4, 3);
 }
 
 #[test]

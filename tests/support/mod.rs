@@ -3,6 +3,7 @@
 
 pub(crate) mod cut;
 pub(crate) mod headers;
+pub(crate) mod holder;
 pub(crate) mod job;
 pub(crate) mod modules;
 pub(crate) mod on_gpus;
@@ -17,6 +18,7 @@ use std::{
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
+use tempfile::TempDir;
 
 /// The checkpoints that `transformers` wrote.
 pub(crate) const FIXTURES: [&str; 5] =
@@ -33,11 +35,6 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
 /// What a tool printed of a machine, or would have.
 pub(crate) fn topology_fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/topologies").join(name)
-}
-
-/// "1 rank", "2 ranks".
-pub(crate) fn count(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// A path as an argument.
@@ -125,6 +122,15 @@ impl Outcome {
 pub(crate) fn plan(checkpoint: &Path, args: &[&str], plan: &Path) -> Value {
     let all = [&["plan", text(checkpoint), "-o", text(plan), "--json"], args].concat();
     shardwright(&all).json()
+}
+
+/// A plan of `checkpoint` for this host, in a folder that is removed in the end.
+pub(crate) fn planned(checkpoint: &Path, [tp, pp, dp]: [u32; 3]) -> (TempDir, PathBuf) {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("plan.yaml");
+    let [tp, pp, dp] = [tp, pp, dp].map(|size| size.to_string());
+    plan(checkpoint, &["--topology", "host", "--tp", &tp, "--pp", &pp, "--dp", &dp], &file);
+    (folder, file)
 }
 
 /// What `slices` prints for each rank of `plan`.

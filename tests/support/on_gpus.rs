@@ -1,77 +1,110 @@
-//! What holds on simulated GPUs and on real ones alike.
+//! What holds of every load into GPUs: `tests/cuda/` asks it of simulated ones, `tests/gpu.rs` of real ones.
 
 use super::{
-    FIXTURES, Outcome, finish, fixture,
-    job::{Job, signal},
-    plan as make_plan,
-    simcuda::Machine,
-    text,
+    Outcome, finish, fixture,
+    holder::{Holder, attach},
+    job::Job,
+    planned, text,
 };
 use serde_json::Value;
 use std::{
     fs,
-    io::{BufRead, BufReader},
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
-    path::{Path, PathBuf},
-    process::Child,
+    path::Path,
+    process::{Child, Command},
 };
-use tempfile::TempDir;
 
-/// A plan of `checkpoint` for this host, in a folder that is removed in the end.
-pub(crate) fn planned(checkpoint: &Path, [tp, pp, dp]: [u32; 3]) -> (TempDir, PathBuf) {
-    let folder = TempDir::new().unwrap();
-    let file = folder.path().join("plan.yaml");
-    let [tp, pp, dp] = [tp, pp, dp].map(|size| size.to_string());
-    make_plan(checkpoint, &["--topology", "host", "--tp", &tp, "--pp", &pp, "--dp", &dp], &file);
-    (folder, file)
-}
+/// A machine with GPUs.
+pub(crate) trait Gpus {
+    /// The binary with `args` on this machine, not yet started.
+    fn command(&self, args: &[&str]) -> Command;
 
-/// The checkpoint of the demo, written once, and its plan for four ranks.
-pub(crate) fn demo() -> (TempDir, PathBuf) {
-    let folder = TempDir::new().unwrap();
-    let place = folder.path().join("demo");
-    super::shardwright(&["demo", "--dir", text(&place)]).succeeded();
-    let plan = place.join("plan.yaml");
-    (folder, plan)
-}
+    /// A folder that goes with the machine.
+    fn folder(&self) -> &Path;
 
-pub(crate) fn every_fixture_loads_and_verifies(machine: &Machine, meshes: &[[u32; 3]]) {
-    for name in FIXTURES {
-        for mesh in meshes {
-            let (_folder, plan) = planned(&fixture(name), *mesh);
-            for more in [&[][..], &["--registered"], &["--staging", "64 KiB"], &["--verify", "sample"]] {
-                let printed = machine.load(&plan, &[&["--json"], more].concat()).json();
-                assert_eq!(printed["verified"], true, "{name} {mesh:?} {more:?}: {printed}");
-                assert_eq!(printed["mismatches"], Value::Array(Vec::new()));
-            }
-        }
+    /// Seconds after which a rank that is a process is given up.
+    fn patience(&self) -> u64 {
+        4
+    }
+
+    /// Checks that all went well, and gives what was printed. What a machine may lack besides is for it to say; by default nothing.
+    fn succeeded(&self, outcome: Outcome) -> String {
+        outcome.succeeded()
+    }
+
+    fn start(&self, args: &[&str]) -> Child {
+        self.command(args).spawn().unwrap()
+    }
+
+    fn run(&self, args: &[&str]) -> Outcome {
+        finish(self.start(args))
+    }
+
+    /// `load PLAN --device cuda` with further `args`.
+    fn load(&self, plan: &Path, args: &[&str]) -> Outcome {
+        self.run(&[&["load", text(plan), "--device", "cuda"], args].concat())
+    }
+
+    /// What such a load printed, as JSON.
+    fn loaded(&self, plan: &Path, args: &[&str]) -> Value {
+        serde_json::from_str(&self.succeeded(self.load(plan, &[&["--json"], args].concat()))).unwrap()
     }
 }
 
-pub(crate) fn a_flipped_bit_is_caught_on_every_rank(machine: &Machine, tp: u32) {
-    let (_folder, plan) = planned(&fixture("llama-odd-vocab-bf16"), [tp, 1, 1]);
-    for rank in 0..tp {
-        let outcome = machine.load(&plan, &["--flip-byte", &rank.to_string()]);
-        assert_eq!(outcome.code, Some(1), "{outcome:?}");
-        assert!(
-            outcome.stderr.starts_with("error: 1 tensor is not what the files say\n"),
-            "{}",
-            outcome.stderr
-        );
-        assert!(outcome.stderr.contains(&format!("`: wrong on rank {rank}; ")), "{}", outcome.stderr);
-    }
+/// Processes that load a rank of `plan` each on `machine`.
+pub(crate) fn job<'a>(machine: &'a dyn Gpus, plan: &Path, world: u32) -> Job<'a> {
+    let mut job = Job::new(plan, world, |args| machine.command(args));
+    job.patience = machine.patience();
+    job
 }
 
-pub(crate) fn a_timeline_shows_reading_and_copying_side_by_side(machine: &Machine, plan: &Path) {
-    let trace = machine.folder().join("trace.json");
-    machine.load(plan, &["--trace", text(&trace)]).succeeded();
-    let trace: Value = serde_json::from_str(&fs::read_to_string(trace).unwrap()).unwrap();
-    let spans = |name: &str| -> Vec<(f64, f64)> {
-        let all = trace["traceEvents"].as_array().unwrap().iter();
-        let named = all.filter(|event| event["name"] == name && event["pid"] == 0);
-        named.map(|event| (event["ts"].as_f64().unwrap(), event["dur"].as_f64().unwrap())).collect()
-    };
-    let (reads, copies) = (spans("read"), spans("copy"));
+/// `1 GPU`, `2 GPUs`.
+fn count(number: u32, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// All ranks of `plan` load in one process, and their fingerprints are those of the files.
+pub(crate) fn threads_verify(machine: &dyn Gpus, plan: &Path, world: u32) {
+    let printed = machine.succeeded(machine.load(plan, &[]));
+    let whereto = format!("on {} into {}", count(world, "rank"), count(world, "GPU"));
+    assert!(printed.contains(&whereto), "no {whereto:?} in: {printed}");
+    // A line for each, whatever its GPU is called.
+    assert_eq!(printed.matches(" cuda:").count() as u64, u64::from(world), "{printed}");
+    let last = printed.lines().last().unwrap();
+    assert!(
+        last.starts_with("verified: the fingerprints summed over the ranks are those of the files"),
+        "{printed}"
+    );
+}
+
+/// A fixture is on the GPUs what its files say, each rank on a GPU of its own.
+pub(crate) fn fixture_verifies(machine: &dyn Gpus, name: &str, mesh: [u32; 3], args: &[&str]) {
+    let (_folder, plan) = planned(&fixture(name), mesh);
+    let printed = machine.loaded(&plan, args);
+    assert_eq!(printed["verified"], true, "{name} {mesh:?} {args:?}: {printed}");
+    assert_eq!(printed["mismatches"], Value::Array(Vec::new()));
+    let mut gpus: Vec<&str> =
+        printed["ranks"].as_array().unwrap().iter().map(|rank| rank["gpu"].as_str().unwrap()).collect();
+    gpus.sort_unstable();
+    gpus.dedup();
+    assert_eq!(gpus.len() as u64, mesh.map(u64::from).iter().product::<u64>(), "{printed}");
+}
+
+/// One flipped bit on `rank` is found, and that rank is named.
+pub(crate) fn a_flip_is_named(machine: &dyn Gpus, plan: &Path, rank: u32) {
+    let outcome = machine.load(plan, &["--flip-byte", &rank.to_string()]);
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert!(outcome.stderr.starts_with("error: 1 tensor is not what the files say\n"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains(&format!("`: wrong on rank {rank}; ")), "{}", outcome.stderr);
+}
+
+/// Copies run while files are read.
+pub(crate) fn copies_overlap_reads(machine: &dyn Gpus, plan: &Path) {
+    let file = machine.folder().join("trace.json");
+    // Many windows, so that some are copied while others are read, however fast the GPU is or busy the host.
+    machine.succeeded(machine.load(plan, &["--trace", text(&file), "--staging", "4 MiB"]));
+    let trace = Timeline::read(&file);
+    let (reads, copies) = (trace.spans("read"), trace.spans("copy"));
     // The kernel is told by a copy as well.
     assert!(
         reads.len() > 4 && copies.len() == reads.len() + 1,
@@ -81,17 +114,31 @@ pub(crate) fn a_timeline_shows_reading_and_copying_side_by_side(machine: &Machin
     );
     let overlap = |a: &(f64, f64), b: &(f64, f64)| a.0 < b.0 + b.1 && b.0 < a.0 + a.1;
     assert!(copies.iter().any(|copy| reads.iter().any(|read| overlap(copy, read))), "nothing overlaps");
-    assert_eq!(spans("verify").len(), 1);
+    assert_eq!(trace.spans("verify").len(), 1);
 }
 
-/// One process for each rank.
-pub(crate) fn processes_load_and_verify(machine: &Machine, plan: &Path, world: u32, args: &[&str]) {
-    let mut job = Job::new(plan, world, |args| machine.command(args));
-    job.patience = 60;
-    let outcomes = job.run(&[&["--device", "cuda"], args].concat());
-    for (rank, outcome) in outcomes.into_iter().enumerate() {
-        let printed = outcome.succeeded();
-        assert!(printed.contains(&format!("cuda:{rank}")), "{printed}");
+/// What `--trace` wrote.
+pub(crate) struct Timeline(Value);
+
+impl Timeline {
+    pub(crate) fn read(file: &Path) -> Self {
+        Self(serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap())
+    }
+
+    /// Begin and length of rank 0's spans of this name, in microseconds.
+    pub(crate) fn spans(&self, name: &str) -> Vec<(f64, f64)> {
+        let all = self.0["traceEvents"].as_array().unwrap().iter();
+        let named = all.filter(|event| event["name"] == name && event["pid"] == 0);
+        named.map(|event| (event["ts"].as_f64().unwrap(), event["dur"].as_f64().unwrap())).collect()
+    }
+}
+
+/// One process for each of `world` ranks, and all verify; `gpus[rank]` is what the rank's device is called.
+pub(crate) fn processes_verify(machine: &dyn Gpus, plan: &Path, gpus: &[String]) {
+    let outcomes = job(machine, plan, gpus.len().try_into().unwrap()).run(&["--device", "cuda"]);
+    for ((rank, outcome), gpu) in outcomes.into_iter().enumerate().zip(gpus) {
+        let printed = machine.succeeded(outcome);
+        assert!(printed.contains(gpu), "no {gpu}: {printed}");
         let last = printed.lines().last().unwrap();
         assert!(last.contains("verified"), "{printed}");
         assert!(
@@ -101,62 +148,47 @@ pub(crate) fn processes_load_and_verify(machine: &Machine, plan: &Path, world: u
     }
 }
 
-/// A process that holds a plan's weights.
-pub(crate) struct Holder {
-    pub(crate) child: Child,
-    pub(crate) socket: PathBuf,
-}
-
-impl Holder {
-    /// Loads and waits until the weights are held.
-    pub(crate) fn start(machine: &Machine, plan: &Path, args: &[&str]) -> Self {
-        let usual = ["load", text(plan), "--device", "cuda"];
-        let mut command = machine.command(&[&usual, args].concat());
-        let mut child = command.env("XDG_RUNTIME_DIR", machine.folder()).spawn().unwrap();
-        let mut printed = BufReader::new(child.stdout.take().unwrap());
-        let (mut line, mut all) = (String::new(), String::new());
-        let socket = loop {
-            line.clear();
-            let read = printed.read_line(&mut line).unwrap();
-            assert!(read > 0, "nothing is held: {all}{:?}", finish(child));
-            all.push_str(&line);
-            if let Some(rest) = line.strip_prefix("held at ") {
-                break rest.split(';').next().unwrap().into();
-            }
-        };
-        assert!(all.contains("verified: "), "{all}");
-        // What it prints from now on is nobody's business, but its pipe stays open.
-        std::thread::spawn(move || std::io::copy(&mut printed, &mut std::io::sink()));
-        Self { child, socket }
-    }
-
-    pub(crate) fn end(self, name: &str) -> Outcome {
-        signal(&self.child, name);
-        finish(self.child)
+/// One flipped bit on `rank`, and every process names it.
+pub(crate) fn a_flip_is_named_by_all_processes(machine: &dyn Gpus, plan: &Path, world: u32, rank: u32) {
+    let args = ["--device", "cuda", "--staging", "128 KiB", "--flip-byte", &rank.to_string()];
+    for outcome in job(machine, plan, world).run(&args) {
+        assert_eq!(outcome.code, Some(1), "{outcome:?}");
+        assert!(outcome.stderr.contains(&format!("`: wrong on rank {rank}; ")), "{}", outcome.stderr);
     }
 }
 
-pub(crate) fn attach(machine: &Machine, args: &[&str]) -> Outcome {
-    let mut command = machine.command(&[&["attach"], args].concat());
-    finish(command.env("XDG_RUNTIME_DIR", machine.folder()).spawn().unwrap())
-}
-
-pub(crate) fn held_weights_are_opened_and_proved(machine: &Machine, plan: &Path, ranks: usize) {
+/// Weights that one process holds are opened and proved by another, as long as they are held and no longer.
+pub(crate) fn held_weights_are_proved_elsewhere(machine: &dyn Gpus, plan: &Path, world: u32) {
     let holder = Holder::start(machine, plan, &["--hold"]);
     let meta = fs::symlink_metadata(&holder.socket).unwrap();
     assert!(meta.file_type().is_socket());
     assert_eq!(meta.permissions().mode() & 0o077, 0, "others could speak to it");
     assert_eq!(fs::metadata(holder.socket.parent().unwrap()).unwrap().mode() & 0o077, 0);
 
-    let printed = attach(machine, &[]).succeeded();
-    assert!(printed.contains(&super::count(ranks, "rank")), "{printed}");
-    let proved = attach(machine, &["--verify"]).succeeded();
-    assert!(proved.lines().last().unwrap().contains("verified"), "{proved}");
-    let facts = attach(machine, &[text(&holder.socket), "--verify", "--json"]).json();
-    assert_eq!(facts["ranks"].as_array().unwrap().len(), ranks, "{facts}");
+    let printed = machine.succeeded(attach(machine, &[]));
+    assert!(printed.contains(&count(world, "rank")), "{printed}");
+    let proved = machine.succeeded(attach(machine, &["--verify"]));
+    assert!(proved.lines().last().unwrap().contains("the same bytes here"), "{proved}");
+    let facts = machine.succeeded(attach(machine, &[text(&holder.socket), "--verify", "--json"]));
+    let facts: Value = serde_json::from_str(&facts).unwrap();
+    let ranks = facts["ranks"].as_array().unwrap();
+    assert_eq!(ranks.len() as u64, u64::from(world), "{facts}");
+    assert!(ranks.iter().all(|rank| rank["same"] == true), "{facts}");
 
     let socket = holder.socket.clone();
     assert_eq!(holder.end("-INT").code, Some(0));
     assert!(!socket.exists());
     attach(machine, &[]).refused(4, &["help: "]);
+}
+
+/// What a GPU cannot take is refused before anything is loaded, with what is needed and what is there.
+pub(crate) fn too_much_is_refused_with_numbers(machine: &dyn Gpus, plan: &Path) {
+    let outcome = machine.load(plan, &[]);
+    outcome.refused(4, &["rank 0: cuda:", "help: free some memory"]);
+    let number = |before: &str, behind: &str| -> u64 {
+        let rest = outcome.stderr.split_once(before).unwrap_or_else(|| panic!("{}", outcome.stderr)).1;
+        rest.split_once(behind).unwrap().0.parse().unwrap()
+    };
+    let (needed, free) = (number(" cannot give ", " bytes of memory"), number(", it has ", " free"));
+    assert!(needed > free, "{}", outcome.stderr);
 }

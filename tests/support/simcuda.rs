@@ -1,12 +1,12 @@
 //! The simulated CUDA driver and NCCL (`tests/simcuda/`), for a run of the binary. No GPU has a part in this.
 
-use super::{Outcome, command, finish, text};
+use super::{Outcome, command, finish, on_gpus::Gpus, text};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
     env, fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::OnceLock,
 };
 use tempfile::TempDir;
@@ -36,10 +36,9 @@ fn library() -> &'static Path {
     })
 }
 
-/// A machine with GPUs: simulated ones, or those of the machine at hand.
+/// A machine with simulated GPUs.
 pub(crate) struct Machine {
     folder: TempDir,
-    simulated: bool,
     settings: BTreeMap<String, String>,
 }
 
@@ -51,12 +50,7 @@ impl Machine {
         fs::copy(library(), folder.path().join("lib").join(DRIVER)).unwrap();
         // The same file, so that a process that opens both has one instance of it.
         fs::hard_link(folder.path().join("lib").join(DRIVER), folder.path().join("lib").join(NCCL)).unwrap();
-        Self { folder, simulated: true, settings: BTreeMap::new() }
-    }
-
-    /// The machine at hand, with whatever driver and NCCL it has.
-    pub(crate) fn at_hand() -> Self {
-        Self { folder: TempDir::new().unwrap(), simulated: false, settings: BTreeMap::new() }
+        Self { folder, settings: BTreeMap::new() }
     }
 
     /// The same without NCCL.
@@ -76,40 +70,6 @@ impl Machine {
         self.with("SIMCUDA_FAULT", &fault)
     }
 
-    /// A folder that goes with the machine.
-    pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
-    }
-
-    /// The binary with `args` on this machine, not yet started.
-    pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let mut command = command(args);
-        command.envs(&self.settings);
-        if !self.simulated {
-            return command;
-        }
-        command.env("LD_LIBRARY_PATH", self.folder.path().join("lib"));
-        for name in ["CUDA_VISIBLE_DEVICES", "NCCL_LIBRARY"] {
-            if !self.settings.contains_key(name) {
-                command.env_remove(name);
-            }
-        }
-        command
-    }
-
-    pub(crate) fn start(&self, args: &[&str]) -> Child {
-        self.command(args).spawn().unwrap()
-    }
-
-    pub(crate) fn run(&self, args: &[&str]) -> Outcome {
-        finish(self.start(args))
-    }
-
-    /// `load PLAN --device cuda` with further `args`.
-    pub(crate) fn load(&self, plan: &Path, args: &[&str]) -> Outcome {
-        self.run(&[&["load", text(plan), "--device", "cuda"], args].concat())
-    }
-
     /// Loads, and gives what was printed and what the simulated driver counted, one document for each process.
     pub(crate) fn counted(&self, plan: &Path, args: &[&str]) -> (Outcome, Vec<Value>) {
         let prefix = self.folder.path().join("counts");
@@ -120,5 +80,22 @@ impl Machine {
         let counts = files.filter(|path| text(path).starts_with(&format!("{}.", text(&prefix))));
         let counts = counts.map(|path| serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap());
         (outcome, counts.collect())
+    }
+}
+
+impl Gpus for Machine {
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = command(args);
+        command.env("LD_LIBRARY_PATH", self.folder.path().join("lib")).envs(&self.settings);
+        for name in ["CUDA_VISIBLE_DEVICES", "NCCL_LIBRARY"] {
+            if !self.settings.contains_key(name) {
+                command.env_remove(name);
+            }
+        }
+        command
+    }
+
+    fn folder(&self) -> &Path {
+        self.folder.path()
     }
 }

@@ -157,7 +157,7 @@ impl Failure {
                 "NCCL_DEBUG=WARN says more; NCCL versions that differ are one cause"
             }
             ResultCode::INVALID_ARGUMENT | ResultCode::INVALID_USAGE => {
-                "NCCL_DEBUG=WARN names the argument; the calling program is at fault, or ranks gave different arguments"
+                "NCCL_DEBUG=WARN says more: two ranks have the same GPU, or gave different arguments"
             }
             ResultCode::REMOTE_ERROR => {
                 "another rank failed or its network did: look at the other ranks' output first"
