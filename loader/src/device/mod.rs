@@ -68,9 +68,9 @@ pub trait DeviceMemory: Send + Sync {
     /// [`DeviceError::OutOfRange`] when they lie outside, or are more than a window; [`DeviceError`] when an earlier copy failed.
     fn fill(&self, at: u64, bytes: u64, with: &mut dyn FnMut(&mut [u8]) -> bool) -> Result<(), DeviceError>;
 
-    /// Whether [`DeviceMemory::copy_mapped`] is worth a try.
-    fn copies_mappings(&self) -> bool {
-        false
+    /// From how many bytes on [`DeviceMemory::copy_mapped`] is worth a try; `None` where it never is.
+    fn least_mapped_bytes(&self) -> Option<usize> {
+        None
     }
 
     /// Copies rows from where they lie in host memory, with no staging between: row `n` goes to `to + n * to_stride`. False when

@@ -8,9 +8,12 @@ use crate::{
     trace::{Tracer, Track},
 };
 use shardwright_planner::checkpoint::ByteRange;
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    ops::Range,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 /// Bytes of a file that are asked for at a time.
@@ -77,7 +80,7 @@ impl Copying<'_> {
 
     fn window(&self, window: &Window, track: &Track, scratch: &mut Vec<u8>) -> Result<(), LoadError> {
         let on_device = |source| LoadError::Device { rank: self.schedule.rank, source };
-        if !self.memory.copies_mappings() {
+        let Some(least) = self.memory.least_mapped_bytes() else {
             let (mut failure, waiting) = (None, self.tracer.span(track, "wait for staging"));
             let mut waiting = Some(waiting);
             let mut fill = |into: &mut [u8]| {
@@ -88,44 +91,71 @@ impl Copying<'_> {
             };
             self.memory.fill(window.at, window.bytes, &mut fill).map_err(on_device)?;
             return failure.map_or(Ok(()), |error| Err(error.into()));
-        }
+        };
         for fill in &window.fills {
-            self.straight(window, *fill, track, scratch)?;
+            self.straight(window.at, *fill, least, track, scratch)?;
         }
         Ok(())
     }
 
-    /// Copies rows straight from where the source has them, or through the memory's staging where that does not go.
+    /// Copies rows straight from where the source has them, or through the memory's staging where that does not go. `at` is where
+    /// the window begins, `least` from how many bytes on it is worth a try.
     fn straight(
         &self,
-        window: &Window,
+        at: u64,
         fill: Fill,
+        least: usize,
         track: &Track,
         scratch: &mut Vec<u8>,
     ) -> Result<(), LoadError> {
         let on_device = |source| LoadError::Device { rank: self.schedule.rank, source };
-        let rows = fill.rows;
-        let span = self.tracer.span(track, "copy from the mapping");
-        let bytes = span_of(self.source, fill.file, rows, scratch)?;
-        let count =
-            |number: u64| usize::try_from(number).map_err(|_| LoadError::from(out_of_range(fill.file, rows)));
-        let block = Block {
-            bytes,
-            run_bytes: count(rows.run_bytes)?,
-            stride: count(rows.from_stride)?,
-            runs: count(rows.runs)?,
-        };
-        if self.memory.copy_mapped(block, window.at + rows.to, rows.to_stride).map_err(on_device)? {
-            return Ok(());
+        let Fill { file, rows } = fill;
+        let bytes = span_of(self.source, file, rows, scratch)?;
+        // Neighbouring windows meet within a page, which only one of them could have: the edges of a run go the usual way.
+        let inner = if rows.runs == 1 { whole_pages(bytes) } else { 0..bytes.len() };
+        if inner.len() < least {
+            return self.staged(at, fill, track, scratch);
         }
+        let part = |part: &Range<usize>| Rows {
+            from: rows.from + part.start as u64,
+            to: rows.to + part.start as u64,
+            run_bytes: part.len() as u64,
+            ..rows
+        };
+        let middle = if rows.runs == 1 { part(&inner) } else { rows };
+        let edges = [0..inner.start, inner.end..bytes.len()].map(|edge| part(&edge));
+        let count =
+            |number: u64| usize::try_from(number).map_err(|_| LoadError::from(out_of_range(file, rows)));
+        let block = Block {
+            bytes: &bytes[inner],
+            run_bytes: count(middle.run_bytes)?,
+            stride: count(middle.from_stride)?,
+            runs: count(middle.runs)?,
+        };
+        let span = self.tracer.span(track, "copy from the mapping");
+        let copied = self.memory.copy_mapped(block, at + middle.to, middle.to_stride).map_err(on_device)?;
         drop(span);
+        if !copied {
+            return self.staged(at, fill, track, scratch);
+        }
+        for rows in edges.into_iter().filter(|edge| rows.runs == 1 && edge.run_bytes > 0) {
+            self.staged(at, Fill { file, rows }, track, scratch)?;
+        }
+        Ok(())
+    }
+
+    /// Copies rows through the memory's staging.
+    fn staged(&self, at: u64, fill: Fill, track: &Track, scratch: &mut Vec<u8>) -> Result<(), LoadError> {
+        let on_device = |source| LoadError::Device { rank: self.schedule.rank, source };
+        let rows = fill.rows;
         // Rows that lie one after the other go in one piece.
-        let (step, pieces) = if rows.to_stride == rows.run_bytes { (rows.runs, 1) } else { (1, rows.runs) };
+        let together = rows.runs == 1 || rows.to_stride == rows.run_bytes;
+        let (step, pieces) = if together { (rows.runs, 1) } else { (1, rows.runs) };
         for piece in 0..pieces {
             let first = piece * step;
             let part = Rows { from: rows.from + first * rows.from_stride, to: 0, runs: step, ..rows };
             let only = Window {
-                at: window.at + rows.to + first * rows.to_stride,
+                at: at + rows.to + first * rows.to_stride,
                 bytes: part.bytes(),
                 fills: vec![Fill { file: fill.file, rows: part }],
             };
@@ -142,6 +172,14 @@ impl Copying<'_> {
         }
         Ok(())
     }
+}
+
+/// The part of `bytes` that consists of whole pages of memory; empty where there is none.
+fn whole_pages(bytes: &[u8]) -> Range<usize> {
+    let (start, page) = (bytes.as_ptr().addr(), rustix::param::page_size());
+    let first = (start.next_multiple_of(page) - start).min(bytes.len());
+    let last = ((start + bytes.len()) / page * page).saturating_sub(start);
+    first..last.max(first)
 }
 
 /// Writes a window: its rows from the files, and zeros where there are none.
@@ -189,4 +227,28 @@ fn span_of<'a>(
 
 fn out_of_range(file: usize, rows: Rows) -> SourceError {
     SourceError::OutOfRange { file, start: rows.from, stop: rows.from.saturating_add(rows.span()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_pages_begin_and_end_at_pages() {
+        let page = rustix::param::page_size();
+        let bytes = vec![0u8; 5 * page];
+        let aligned = bytes.as_ptr().addr().next_multiple_of(page) - bytes.as_ptr().addr();
+        for (start, len) in [(0, page), (1, page), (1, 3 * page), (page - 1, 2), (0, 0), (7, 2 * page - 7)] {
+            let part = &bytes[aligned + start..aligned + start + len];
+            let pages = whole_pages(part);
+            assert!(pages.start <= pages.end && pages.end <= len);
+            assert!(pages.len().is_multiple_of(page));
+            if !pages.is_empty() {
+                assert!((part.as_ptr().addr() + pages.start).is_multiple_of(page));
+                assert!(pages.start < page && len - pages.end < page);
+            } else {
+                assert!(len < 2 * page);
+            }
+        }
+    }
 }

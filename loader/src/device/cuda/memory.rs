@@ -3,7 +3,7 @@
 use super::{
     CudaOptions,
     driver::{Context, CudaError, DeviceBuffer, IpcHandle, Origin, gpu_name},
-    registered::Registered,
+    registered::{Registered, WORTH_WHILE},
     staging::Staging,
     sums::Summing,
 };
@@ -129,8 +129,8 @@ impl DeviceMemory for CudaMemory {
         Ok(())
     }
 
-    fn copies_mappings(&self) -> bool {
-        self.inner.registered.is_some()
+    fn least_mapped_bytes(&self) -> Option<usize> {
+        self.inner.registered.as_ref().map(|_| WORTH_WHILE)
     }
 
     fn copy_mapped(&self, block: Block<'_>, to: u64, to_stride: u64) -> Result<bool, DeviceError> {

@@ -15,7 +15,7 @@ use std::{
 };
 
 /// Registering costs some time for each page: below this many bytes staging is faster.
-const WORTH_WHILE: usize = 1 << 20;
+pub(super) const WORTH_WHILE: usize = 1 << 20;
 
 /// The stream of copies from registered memory.
 pub(super) struct Registered {
