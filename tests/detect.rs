@@ -6,13 +6,12 @@ mod support;
 
 use serde_json::{Value, json};
 use std::{
-    env, fs,
+    fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::OnceLock,
 };
-use support::{Outcome, command, finish, text};
+use support::{Outcome, command, finish, simulated, text};
 use tempfile::TempDir;
 
 /// Names that the driver's library is looked for under.
@@ -32,23 +31,10 @@ const TO_UNKNOWN: u32 = 255;
 
 const XEON: &str = "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 143\nmodel name\t: Intel(R) Xeon(R)\n";
 
-/// The simulated library, built by the cargo that runs this test. `cargo test` alone does not build it, as nothing links it.
+/// The simulated library.
 fn library() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
-    LIBRARY.get_or_init(|| {
-        let built = Command::new(env!("CARGO"))
-            .args(["build", "--package", "simnvml", "--locked", "--offline", "--message-format", "json"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        let lines = String::from_utf8(built.stdout).unwrap();
-        let messages = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        let mut artifacts = messages.filter(|message| message["target"]["name"] == "simnvml");
-        let file = artifacts.find_map(|message| message["filenames"][0].as_str().map(PathBuf::from));
-        file.expect("cargo says where the library is")
-    })
+    LIBRARY.get_or_init(|| simulated::built("simnvml"))
 }
 
 /// A machine: NVML's answers, and a folder that looks like its sysfs.

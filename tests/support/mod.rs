@@ -8,6 +8,7 @@ pub(crate) mod job;
 pub(crate) mod modules;
 pub(crate) mod on_gpus;
 pub(crate) mod simcuda;
+pub(crate) mod simulated;
 pub(crate) mod tiny;
 
 use serde_json::Value;

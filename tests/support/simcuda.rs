@@ -1,12 +1,12 @@
 //! The simulated CUDA driver and NCCL (`tests/simcuda/`), for a run of the binary. No GPU has a part in this.
 
-use super::{Outcome, command, finish, on_gpus::Gpus, text};
+use super::{Outcome, command, finish, on_gpus::Gpus, simulated, text};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    env, fs,
+    fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     sync::OnceLock,
 };
 use tempfile::TempDir;
@@ -17,23 +17,10 @@ const DRIVER: &str = "libcuda.so.1";
 /// Under what name NCCL is found.
 const NCCL: &str = "libnccl.so.2";
 
-/// The simulated library, built by the cargo that runs this test. `cargo test` alone does not build it, as nothing links it.
+/// The simulated library.
 fn library() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
-    LIBRARY.get_or_init(|| {
-        let built = Command::new(env!("CARGO"))
-            .args(["build", "--package", "simcuda", "--locked", "--offline", "--message-format", "json"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        let lines = String::from_utf8(built.stdout).unwrap();
-        let messages = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        let mut artifacts = messages.filter(|message| message["target"]["name"] == "simcuda");
-        let file = artifacts.find_map(|message| message["filenames"][0].as_str().map(PathBuf::from));
-        file.expect("cargo says where the library is")
-    })
+    LIBRARY.get_or_init(|| simulated::built("simcuda"))
 }
 
 /// A machine with simulated GPUs.
