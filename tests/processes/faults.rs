@@ -1,11 +1,11 @@
 //! What goes wrong between processes: all ranks end, with one message that names the rank and the cause.
 
 use crate::{
-    job, planned,
+    job,
     support::{
         Outcome, copy_folder, fixture,
         job::{Ends, all_end, signal},
-        shardwright, text,
+        planned, shardwright, text,
     },
 };
 use std::{
@@ -207,9 +207,9 @@ fn a_rank_that_has_too_little_memory_is_named_by_all() {
     fs::write(folder.path().join("config.json"), dims.config("llama").to_string()).unwrap();
     let plan = folder.path().join("plan.yaml");
     let checkpoint = text(folder.path());
-    let planned =
+    let outcome =
         shardwright(&["plan", checkpoint, "--topology", "dgx-h100", "--tp", "2", "-o", text(&plan)]);
-    assert_eq!(planned.code, Some(0), "{planned:?}");
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
     let outcomes = job(&plan, 2).run(&["--device", "host"]);
     let own: Vec<_> = outcomes.iter().filter(|outcome| outcome.stderr.contains("host cannot give")).collect();
     assert_eq!(own.len(), 2, "{outcomes:?}");

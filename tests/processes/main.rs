@@ -6,22 +6,12 @@ mod faults;
 mod support;
 
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use support::{
     FIXTURES, fixture,
     job::{Job, Launcher, all_end},
-    plan, text,
+    planned, text,
 };
-use tempfile::TempDir;
-
-/// A plan of `checkpoint` for this host, in a folder that is removed in the end.
-fn planned(checkpoint: &Path, [tp, pp, dp]: [u32; 3]) -> (TempDir, PathBuf) {
-    let folder = TempDir::new().unwrap();
-    let file = folder.path().join("plan.yaml");
-    let [tp, pp, dp] = [tp, pp, dp].map(|size| size.to_string());
-    plan(checkpoint, &["--topology", "host", "--tp", &tp, "--pp", &pp, "--dp", &dp], &file);
-    (folder, file)
-}
 
 fn job(plan: &Path, world: u32) -> Job<'static> {
     Job::new(plan, world, support::command)

@@ -68,6 +68,11 @@ fn ended(reason: &str) -> String {
     if reason.is_empty() { "ended before the others".to_owned() } else { format!("failed: {reason}") }
 }
 
+/// An error's text without the line that says what to do about it here: what other ranks are told.
+pub(crate) fn without_help(text: &str) -> &str {
+    text.split("\nhelp: ").next().unwrap_or_default()
+}
+
 /// A duration as people say it: whole seconds, or milliseconds below one.
 pub(crate) fn seconds(duration: Duration) -> String {
     match duration.as_secs() {

@@ -13,7 +13,7 @@ pub use error::CollectiveError;
 pub use local::{LocalCommunicator, local_group};
 pub use tcp::TcpCommunicator;
 
-pub(crate) use error::{one_line, seconds};
+pub(crate) use error::{one_line, seconds, without_help};
 pub(crate) use tcp::PROTOCOL;
 
 /// How the values of all ranks are combined, element by element. Sums wrap.

@@ -1,7 +1,10 @@
 //! Why ranks could not be loaded.
 
 use crate::{
-    collective::CollectiveError, device::DeviceError, schedule::ScheduleError, source::SourceError,
+    collective::{CollectiveError, without_help},
+    device::DeviceError,
+    schedule::ScheduleError,
+    source::SourceError,
     verify::VerifyError,
 };
 
@@ -88,6 +91,6 @@ impl LoadError {
             Self::Interrupted { .. } => "interrupted".to_owned(),
             other => other.to_string(),
         };
-        text.split("\nhelp: ").next().unwrap_or_default().to_owned()
+        without_help(&text).to_owned()
     }
 }

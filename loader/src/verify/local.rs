@@ -3,6 +3,7 @@
 use super::{
     Mismatch, Verification, Verified, VerifyError, expected,
     own::{self, OwnSums},
+    sample,
     sums::Wrong,
 };
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
 /// [`VerifyError`] when the bytes cannot be read; a mismatch is no error here.
 pub fn verify_alone(this: &Verification<'_>) -> Result<Verified, VerifyError> {
     let mut verified = Verified::default();
-    for (tensor, own) in this.schedule.tensors.iter().zip(own::sums(this)?) {
+    for (tensor, own) in this.schedule.tensors.iter().zip(own::sums(this, &sample::chosen(this)?)?) {
         let Some(own) = own else {
             verified.left_out += 1;
             continue;

@@ -113,8 +113,9 @@ pub struct Verification<'a> {
 /// [`VerifyError`] when the ranks cannot agree or the bytes cannot be read; a mismatch is no error here.
 pub fn verify(this: &Verification<'_>, communicator: &mut dyn Communicator) -> Result<Verified, VerifyError> {
     agree_on_plan(this.plan, this.extent, communicator)?;
-    let own = own::sums(this)?;
-    let sums = sums::compare(this, &own, communicator)?;
+    let chosen = sample::chosen(this)?;
+    let own = own::sums(this, &chosen)?;
+    let sums = sums::compare(this, &chosen, &own, communicator)?;
     let mut wrong = sums.mismatches;
     for tensor in replicas::compare(this, &own, communicator)? {
         // Replicas that differ while the sum is right: a rank that does not answer in the sum is wrong.

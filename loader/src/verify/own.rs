@@ -1,6 +1,6 @@
 //! What lies in a rank's memory: the fingerprints of all its boxes and paddings, computed once, on the device.
 
-use super::{Verification, VerifyError, sample};
+use super::{Verification, VerifyError};
 use crate::{
     device::{Strip, Sum},
     fingerprint::{Fingerprint, seed_of},
@@ -30,8 +30,7 @@ impl OwnSums {
 }
 
 /// All fingerprints of the rank, in the order of its schedule; `None` for tensors that are not verified.
-pub(super) fn sums(this: &Verification<'_>) -> Result<Vec<Option<OwnSums>>, VerifyError> {
-    let chosen = sample::chosen(this)?;
+pub(super) fn sums(this: &Verification<'_>, chosen: &[bool]) -> Result<Vec<Option<OwnSums>>, VerifyError> {
     let verified = |tensor: &PlacedTensor| chosen.get(tensor.id).copied().unwrap_or(false);
     let mut found = Vec::new();
     let (mut batch, mut bytes) = (Vec::new(), 0);

@@ -1,6 +1,6 @@
 //! The sum over ranks against the fingerprint of the file.
 
-use super::{Verification, VerifyError, expected, own::OwnSums, sample};
+use super::{Verification, VerifyError, expected, own::OwnSums};
 use crate::{
     collective::{Communicator, Reduce},
     fingerprint::Fingerprint,
@@ -40,15 +40,15 @@ pub(super) struct Sums {
 /// Sums what the ranks hold, each element once, and what the files say, each byte once, and compares.
 pub(super) fn compare(
     this: &Verification<'_>,
+    chosen: &[bool],
     own: &[Option<OwnSums>],
     communicator: &mut dyn Communicator,
 ) -> Result<Sums, VerifyError> {
     let count = this.catalog.tensors().len();
-    let chosen = sample::chosen(this)?;
     let mut found = vec![Fingerprint::default(); count];
     let mut device_bytes = 0;
     let mut expected =
-        expected::share_of_files(this, &chosen, communicator.rank(), communicator.world_size())?;
+        expected::share_of_files(this, chosen, communicator.rank(), communicator.world_size())?;
     for (tensor, own) in this.schedule.tensors.iter().zip(own) {
         let Some(own) = own else { continue };
         let answers = tensor.pieces.iter().zip(&own.pieces).filter(|(piece, _)| piece.replica == 0);

@@ -83,10 +83,15 @@ impl Crew {
             Part::All => (Company::Threads, (0..plan.mesh.world_size()).collect()),
             Part::OneOfMany { rank, .. } => (Company::Processes, vec![rank]),
         };
-        let nccl = if needs_nccl(args, plan, options, company) { Some(gpus::nccl(&mut notes)) } else { None };
+        let gpus = gpus(args, plan);
+        // A rank whose GPUs are amiss has its NCCL all the same: the others are to hear of the GPUs, not of a difference.
+        let on_gpus = args.device == DeviceChoice::Cuda || matches!(gpus, Some(Ok(_)));
+        let agrees = options.verify.is_some() && plan.mesh.world_size() > 1 && company != Company::Alone;
+        let nccl = if on_gpus && agrees { Some(gpus::nccl(&mut notes)) } else { None };
         let version = nccl.as_ref().and_then(|nccl| nccl.as_ref().ok()).map(nccl_rs::Library::version);
-        let prepared = checkpoint_of(plan, &args.file)
-            .and_then(|catalog| Ok((catalog, devices(args, plan, options, &here, nccl, &mut notes)?)));
+        let prepared = checkpoint_of(plan, &args.file).and_then(|catalog| {
+            Ok((catalog, devices(args, plan, options, &here, (gpus, nccl), &mut notes)?))
+        });
         let communicators: Vec<Option<Box<dyn Communicator>>> = match part {
             Part::One { .. } => vec![None],
             Part::All => {
@@ -282,43 +287,41 @@ fn host_name() -> String {
     }
 }
 
-/// Whether the ranks' GPUs will have to agree.
-fn needs_nccl(args: &Load, plan: &Plan, options: &LoadOptions, company: Company) -> bool {
-    let gpus = match args.device {
-        DeviceChoice::Host => false,
-        DeviceChoice::Cuda => true,
-        DeviceChoice::Auto => is_for_gpus(plan) && Gpus::find().is_ok(),
-    };
-    gpus && options.verify.is_some() && plan.mesh.world_size() > 1 && company != Company::Alone
+/// What was looked for and found or not; `None` where nothing was.
+type Sought<T> = Option<Result<T, Failure>>;
+
+/// The GPUs to load into, or why there are none; `None` where this host's memory is what was asked for.
+fn gpus(args: &Load, plan: &Plan) -> Sought<Gpus> {
+    match args.device {
+        DeviceChoice::Host => None,
+        DeviceChoice::Auto if !is_for_gpus(plan) => None,
+        DeviceChoice::Auto | DeviceChoice::Cuda => Some(Gpus::find()),
+    }
 }
 
 fn is_for_gpus(plan: &Plan) -> bool {
     plan.ranks.iter().any(|place| place.kind != HOST_KIND)
 }
 
-/// The devices of the ranks `here`, in their order.
+/// The devices of the ranks `here`, in their order, from the GPUs and the NCCL that were found.
 fn devices(
     args: &Load,
     plan: &Plan,
     options: &LoadOptions,
     here: &[u32],
-    nccl: Option<Result<nccl_rs::Library, Failure>>,
+    (gpus, nccl): (Sought<Gpus>, Sought<nccl_rs::Library>),
     notes: &mut Vec<String>,
 ) -> Result<Vec<Box<dyn Device>>, Failure> {
     let host = || here.iter().map(|_| Box::new(HostDevice) as Box<dyn Device>).collect();
-    let gpus = match args.device {
-        DeviceChoice::Host => return Ok(host()),
-        DeviceChoice::Cuda => Gpus::find()?,
-        DeviceChoice::Auto if !is_for_gpus(plan) => return Ok(host()),
-        DeviceChoice::Auto => match Gpus::find() {
-            Ok(gpus) => gpus,
-            Err(failure) => {
-                notes.push(format!("loading into host memory: {}", failure.message));
-                return Ok(host());
-            }
-        },
+    let gpus = match gpus {
+        None => return Ok(host()),
+        Some(Err(failure)) if args.device == DeviceChoice::Auto => {
+            notes.push(format!("loading into host memory: {}", failure.message));
+            return Ok(host());
+        }
+        // What is wrong with the GPUs comes first.
+        Some(gpus) => gpus?,
     };
-    // What is wrong with the GPUs comes first.
     let nccl = nccl.transpose()?;
     gpus.devices(plan, here, args, options, nccl.as_ref())
 }

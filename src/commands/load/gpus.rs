@@ -124,9 +124,7 @@ pub(super) fn nccl(notes: &mut Vec<String>) -> Result<nccl_rs::Library, Failure>
     let library = nccl_rs::Library::open(explicit.as_deref().map(Path::new)).map_err(|error| {
         let help = "install NCCL (pip install nvidia-nccl-cu12, or libnccl2) and let LD_LIBRARY_PATH or NCCL_LIBRARY say where \
                     it is; or --verify off";
-        let text = error.to_string();
-        let message = text.split("\nhelp:").next().unwrap_or_default().to_owned();
-        Failure::new(Kind::Environment, message).with_help(help.to_owned())
+        Failure::of_text(Kind::Environment, &error.to_string()).with_help(help.to_owned())
     })?;
     if std::env::var_os("NCCL_COMM_BLOCKING").is_some_and(|value| value == "1") {
         notes.push("NCCL_COMM_BLOCKING=1 lets NCCL wait without an end for ranks that fail".to_owned());

@@ -6,7 +6,7 @@
 
 use super::driver::{Context, CudaError, DeviceBuffer, PinnedBuffer, Stream};
 use crate::{
-    collective::{CollectiveError, Communicator, Lifeline, Reduce},
+    collective::{CollectiveError, Communicator, Lifeline, Reduce, without_help},
     device::DeviceError,
 };
 use nccl_rs::{CallError, DataType, Library, Reduction, UniqueId, Version};
@@ -222,7 +222,7 @@ impl OnGpu {
 
 /// What the other ranks are told of an error: not what to do about it here.
 fn cause(error: &DeviceError) -> String {
-    error.to_string().split("\nhelp: ").next().unwrap_or_default().to_owned()
+    without_help(&error.to_string()).to_owned()
 }
 
 /// What the control says has failed, once NCCL or a GPU has said that something did: it may take a moment to hear of it.
