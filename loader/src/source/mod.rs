@@ -7,12 +7,54 @@ mod mapped;
 pub use mapped::MappedFiles;
 
 use shardwright_planner::checkpoint::ByteRange;
-use std::{io, path::PathBuf};
+use std::{io, ops::ControlFlow, path::PathBuf};
+
+/// Most bytes that a source hands on at a time: what stays in a core's cache until it is copied and summed up.
+pub const PIECE_BYTES: usize = 256 << 10;
+
+/// A run of bytes that is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request {
+    /// Number of the file.
+    pub file: usize,
+    /// Which of its bytes.
+    pub range: ByteRange,
+    /// The caller's own number for it.
+    pub tag: u64,
+}
 
 /// The files of a checkpoint, readable from any thread.
 ///
 /// Implementations have checked that each file has the length that the catalog says.
 pub trait Source: Sync {
+    /// Reads what `next` asks for, in that order, until it gives `None`, and hands it on in pieces of at most [`PIECE_BYTES`], in
+    /// order: `deliver` is told which request a piece belongs to, the piece's first byte in the file, and the piece. It breaks
+    /// when it wants no more, which is no error here. Requests may be taken some way ahead of what is delivered. Each thread
+    /// that reads calls it once.
+    ///
+    /// # Errors
+    /// [`SourceError`] names the file and the bytes; nothing is delivered after it.
+    fn stream(
+        &self,
+        next: &mut dyn FnMut() -> Option<Request>,
+        deliver: &mut dyn FnMut(Request, u64, &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), SourceError> {
+        let mut scratch = Vec::new();
+        while let Some(request) = next() {
+            let (mut at, stop) = (request.range.start(), request.range.stop());
+            while at < stop {
+                let end = stop.min(at + PIECE_BYTES as u64);
+                let out_of_range = SourceError::OutOfRange { file: request.file, start: at, stop: end };
+                let range = ByteRange::new(at, end, u64::MAX).ok_or(out_of_range)?;
+                if deliver(request, at, self.bytes(request.file, range, &mut scratch)?).is_break() {
+                    return Ok(());
+                }
+                at = end;
+            }
+        }
+        Ok(())
+    }
+
     /// The bytes `range` of file number `file`: borrowed where the source has them in memory, else read into `scratch`,
     /// which the caller keeps and reuses.
     ///
