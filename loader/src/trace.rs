@@ -3,6 +3,7 @@
 //! In come spans from any thread; out goes a file in Chrome's trace format, which Perfetto and `chrome://tracing` draw: one
 //! process for each rank, one track for each of its lanes. When nobody asked for one, a span costs nothing.
 
+use crate::collective::{CollectiveError, Communicator, Lifeline, Reduce};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -119,6 +120,42 @@ impl Timeline {
         }
         let start = start.saturating_duration_since(self.begin);
         spans.kept.push(Recorded { track: track.clone(), name, start, length });
+    }
+}
+
+/// A rank's end of the group whose calls are drawn.
+pub(crate) struct Traced<'a> {
+    inner: &'a mut dyn Communicator,
+    tracer: &'a Tracer,
+    track: &'a Track,
+}
+
+impl<'a> Traced<'a> {
+    pub(crate) fn new(inner: &'a mut dyn Communicator, tracer: &'a Tracer, track: &'a Track) -> Self {
+        Self { inner, tracer, track }
+    }
+}
+
+impl Communicator for Traced<'_> {
+    fn rank(&self) -> u32 {
+        self.inner.rank()
+    }
+
+    fn world_size(&self) -> u32 {
+        self.inner.world_size()
+    }
+
+    fn all_reduce(&mut self, values: &mut [u64], reduce: Reduce) -> Result<(), CollectiveError> {
+        let _span = self.tracer.span(self.track, "all-reduce");
+        self.inner.all_reduce(values, reduce)
+    }
+
+    fn lifeline(&self) -> Lifeline {
+        self.inner.lifeline()
+    }
+
+    fn abort(&mut self, reason: &str) {
+        self.inner.abort(reason);
     }
 }
 

@@ -1,6 +1,9 @@
 //! This host's memory as a device: ranks are threads, their memory is RAM.
 
-use super::{Device, DeviceError, DeviceMemory, Place, Sum, claims::Claims};
+use super::{
+    Device, DeviceError, DeviceMemory, Filling, Place, Sum,
+    claims::{Claimed, Claims},
+};
 use crate::fingerprint::Fingerprint;
 use memmap2::{Advice, MmapMut, MmapRaw};
 
@@ -86,6 +89,27 @@ impl HostMemory {
     }
 }
 
+/// A run of the memory that a thread has alone.
+struct HostFilling<'a> {
+    memory: &'a HostMemory,
+    /// Made by [`HostMemory::range`].
+    range: std::ops::Range<usize>,
+    _claimed: Claimed<'a>,
+}
+
+impl Filling for HostFilling<'_> {
+    fn bytes(&mut self) -> &mut [u8] {
+        let place = self.memory.start + self.range.start;
+        // SAFETY: the range lies inside the mapping, which the borrow keeps alive and whose bytes are always initialised; the
+        // claim keeps all others out of it as long as self lives, and self lends it to one at a time.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.map.as_mut_ptr().add(place), self.range.len()) }
+    }
+
+    fn done(self: Box<Self>) -> Result<(), DeviceError> {
+        Ok(())
+    }
+}
+
 impl DeviceMemory for HostMemory {
     fn len(&self) -> u64 {
         self.len as u64
@@ -95,20 +119,18 @@ impl DeviceMemory for HostMemory {
         Place::Host { address: (self.map.as_ptr() as usize + self.start) as u64 }
     }
 
+    fn is_filled_in_place(&self) -> bool {
+        true
+    }
+
     fn window_bytes(&self) -> u64 {
         WINDOW
     }
 
-    fn fill(&self, at: u64, bytes: u64, with: &mut dyn FnMut(&mut [u8]) -> bool) -> Result<(), DeviceError> {
+    fn begin(&self, at: u64, bytes: u64) -> Result<Box<dyn Filling + '_>, DeviceError> {
         let range = self.range(at, bytes)?;
-        let _claimed = self.claims.take(range.clone(), true);
-        // SAFETY: `range` lies inside the mapping, which lives as long as self and whose bytes are always initialised; the
-        // claim keeps all others out of it until the slice is gone.
-        let bytes = unsafe {
-            std::slice::from_raw_parts_mut(self.map.as_mut_ptr().add(self.start + range.start), range.len())
-        };
-        with(bytes);
-        Ok(())
+        let claimed = self.claims.take(range.clone(), true);
+        Ok(Box::new(HostFilling { memory: self, range, _claimed: claimed }))
     }
 
     fn finish(&self) -> Result<(), DeviceError> {
@@ -148,12 +170,9 @@ mod tests {
         let memory = HostDevice.allocate(100).unwrap();
         assert_eq!(memory.place().address() % HUGE_PAGE as u64, 0);
         for (at, bytes) in [(10, [1, 2]), (30, [3, 4])] {
-            memory
-                .fill(at, 2, &mut |window| {
-                    window.copy_from_slice(&bytes);
-                    true
-                })
-                .unwrap();
+            let mut filling = memory.begin(at, 2).unwrap();
+            filling.bytes().copy_from_slice(&bytes);
+            filling.done().unwrap();
         }
         memory.finish().unwrap();
         let mut bytes = [7; 100];
@@ -172,12 +191,9 @@ mod tests {
                 scope.spawn(move || {
                     for number in (thread..1 << 10).step_by(4) {
                         let value = number.to_le_bytes()[0];
-                        memory
-                            .fill(number << 10, 1 << 10, &mut |window| {
-                                window.fill(value);
-                                true
-                            })
-                            .unwrap();
+                        let mut filling = memory.begin(number << 10, 1 << 10).unwrap();
+                        filling.bytes().fill(value);
+                        filling.done().unwrap();
                     }
                 });
             }
@@ -190,8 +206,8 @@ mod tests {
     #[test]
     fn nothing_reaches_outside_the_memory() {
         let memory = HostDevice.allocate(8).unwrap();
-        assert!(memory.fill(5, 4, &mut |_| unreachable!()).is_err());
-        assert!(memory.fill(u64::MAX, 4, &mut |_| unreachable!()).is_err());
+        assert!(memory.begin(5, 4).is_err());
+        assert!(memory.begin(u64::MAX, 4).is_err());
         assert!(memory.read(8, &mut [0]).is_err());
         let strip = Strip { at: 4, at_stride: 8, in_tensor: 0, in_tensor_stride: 8, run_bytes: 4, runs: 2 };
         assert!(memory.fingerprints(&[Sum { seed: 0, strips: vec![strip] }]).is_err());

@@ -58,15 +58,19 @@ pub trait DeviceMemory: Send + Sync {
     /// Where it lies.
     fn place(&self) -> Place;
 
-    /// Most bytes that one call of [`DeviceMemory::fill`] takes; at least 1.
+    /// Whether what is filled lies in the memory itself at once, so that a [`Filling`] can be summed up in place of it.
+    fn is_filled_in_place(&self) -> bool {
+        false
+    }
+
+    /// Most bytes that one [`Filling`] has; at least 1.
     fn window_bytes(&self) -> u64;
 
-    /// Lets `with` write the `bytes` bytes that are to lie at `at`. What it is given has any content; when it returns false,
-    /// what lies at `at` then is anything. `with` must not use this memory.
+    /// A place to write the `bytes` bytes that are to lie at `at`. It waits until there is one.
     ///
     /// # Errors
     /// [`DeviceError::OutOfRange`] when they lie outside, or are more than a window; [`DeviceError`] when an earlier copy failed.
-    fn fill(&self, at: u64, bytes: u64, with: &mut dyn FnMut(&mut [u8]) -> bool) -> Result<(), DeviceError>;
+    fn begin(&self, at: u64, bytes: u64) -> Result<Box<dyn Filling + '_>, DeviceError>;
 
     /// From how many bytes on [`DeviceMemory::copy_mapped`] is worth a try; `None` where it never is.
     fn least_mapped_bytes(&self) -> Option<usize> {
@@ -113,6 +117,20 @@ pub trait DeviceMemory: Send + Sync {
     /// # Errors
     /// [`DeviceError::OutOfRange`] when they lie outside.
     fn read(&self, from: u64, into: &mut [u8]) -> Result<(), DeviceError>;
+}
+
+/// Bytes on their way into a rank's memory. Dropped before it is done, what lies in their place is anything.
+///
+/// Where the memory is [filled in place](DeviceMemory::is_filled_in_place), its bytes are the memory itself.
+pub trait Filling {
+    /// The bytes to write: of any content at first, but for memory that is filled in place, where it is zero or what was there.
+    fn bytes(&mut self) -> &mut [u8];
+
+    /// Sends them on their way.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when they cannot be copied.
+    fn done(self: Box<Self>) -> Result<(), DeviceError>;
 }
 
 /// Rows of bytes in host memory.

@@ -1,6 +1,6 @@
 //! Which tensor lies where in a rank's memory.
 
-use crate::schedule::PlacedTensor;
+use crate::schedule::{PlacedTensor, Schedule};
 use shardwright_planner::checkpoint::Dtype;
 
 /// Where one tensor's slice lies in a rank's memory.
@@ -52,12 +52,15 @@ impl PlacedTensors {
     }
 }
 
-impl From<Vec<PlacedTensor>> for PlacedTensors {
-    fn from(tensors: Vec<PlacedTensor>) -> Self {
-        let place = |tensor: PlacedTensor| {
-            let PlacedTensor { name, dtype, shape, offset, bytes, .. } = tensor;
-            TensorPlace { name, dtype, shape, offset, bytes }
-        };
-        Self::new(tensors.into_iter().map(place).collect())
+impl From<&Schedule> for PlacedTensors {
+    fn from(schedule: &Schedule) -> Self {
+        Self::new(schedule.tensors.iter().map(TensorPlace::from).collect())
+    }
+}
+
+impl From<&PlacedTensor> for TensorPlace {
+    fn from(tensor: &PlacedTensor) -> Self {
+        let PlacedTensor { name, dtype, shape, offset, bytes, .. } = tensor;
+        Self { name: name.clone(), dtype: *dtype, shape: shape.clone(), offset: *offset, bytes: *bytes }
     }
 }

@@ -12,7 +12,7 @@ pub struct RankWeights {
     pub rank: u32,
     tensors: Arc<PlacedTensors>,
     // The order matters: what keeps the memory alive goes after it.
-    memory: Box<dyn DeviceMemory>,
+    memory: Arc<dyn DeviceMemory>,
     _kept_by: Option<Arc<dyn Any + Send + Sync>>,
 }
 
@@ -49,8 +49,12 @@ impl LoadedTensor<'_> {
 
 impl RankWeights {
     /// The weights of `rank`: `tensors`, which lie inside `memory`.
-    pub(crate) fn new(rank: u32, tensors: Arc<PlacedTensors>, memory: Box<dyn DeviceMemory>) -> Self {
-        Self { rank, tensors, memory, _kept_by: None }
+    pub(crate) fn new(
+        rank: u32,
+        tensors: Arc<PlacedTensors>,
+        memory: impl Into<Arc<dyn DeviceMemory>>,
+    ) -> Self {
+        Self { rank, tensors, memory: memory.into(), _kept_by: None }
     }
 
     /// Keeps `owner` until the memory is closed: without it, the memory would go.
@@ -71,23 +75,26 @@ impl RankWeights {
     /// The tensor called `name`, if the rank holds any of it.
     pub fn tensor(&self, name: &str) -> Option<LoadedTensor<'_>> {
         let tensor = self.tensors.named(name)?;
-        Some(view(tensor, self.place().address()))
+        Some(tensor.at(self.place().address()))
     }
 
     /// All tensors, in the order of their addresses.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = LoadedTensor<'_>> {
         let start = self.place().address();
-        self.tensors.all().iter().map(move |tensor| view(tensor, start))
+        self.tensors.all().iter().map(move |tensor| tensor.at(start))
     }
 }
 
-fn view(tensor: &TensorPlace, start: u64) -> LoadedTensor<'_> {
-    LoadedTensor {
-        name: &tensor.name,
-        dtype: tensor.dtype,
-        shape: &tensor.shape,
-        address: start + tensor.offset,
-        offset: tensor.offset,
-        bytes: tensor.bytes,
+impl TensorPlace {
+    /// The tensor in a memory that begins at address `start`.
+    pub(super) fn at(&self, start: u64) -> LoadedTensor<'_> {
+        LoadedTensor {
+            name: &self.name,
+            dtype: self.dtype,
+            shape: &self.shape,
+            address: start + self.offset,
+            offset: self.offset,
+            bytes: self.bytes,
+        }
     }
 }

@@ -5,7 +5,7 @@ use shardwright_planner::{
     checkpoint::{Catalog, Dtype, TensorEntry},
     cost::placed_bytes,
     partition::{Slice, TensorBox},
-    plan::{Plan, PlanError, RankTensor},
+    plan::{Plan, PlanError, RankTensor, Turn},
     quote::quote,
 };
 
@@ -16,7 +16,7 @@ pub struct Schedule {
     pub rank: u32,
     /// Bytes of memory the rank needs.
     pub memory_bytes: u64,
-    /// The tensors in the order of their bytes in the files, which is also their order in memory.
+    /// The tensors in the order of their turns, and within one of their bytes in the files; they lie in memory in the same order.
     pub tensors: Vec<PlacedTensor>,
 }
 
@@ -27,6 +27,8 @@ pub struct PlacedTensor {
     pub name: String,
     /// Its number in the catalog, the same on all ranks.
     pub id: usize,
+    /// When its turn is.
+    pub turn: Turn,
     /// Which of the checkpoint's files it lies in.
     pub file: usize,
     /// Where its bytes begin in that file.
@@ -125,7 +127,7 @@ impl Schedule {
             }
             found.push((id, entry, tensor));
         }
-        found.sort_by_key(|(_, entry, _)| (entry.file, entry.bytes));
+        found.sort_by_key(|(_, entry, tensor)| (tensor.turn, entry.file, entry.bytes));
 
         let mut offset = 0u64;
         let mut tensors = Vec::with_capacity(found.len());
@@ -157,7 +159,7 @@ fn place_tensor(
     tensor: RankTensor,
     offset: u64,
 ) -> Result<PlacedTensor, ScheduleError> {
-    let RankTensor { name, dtype, slice, copy, copies, .. } = tensor;
+    let RankTensor { name, dtype, turn, slice, copy, copies, .. } = tensor;
     let bits = dtype.bitsize() as u64;
     let mut pieces = Vec::with_capacity(slice.pieces.len());
     // Where the next box begins along the split dimension of the slice.
@@ -177,6 +179,7 @@ fn place_tensor(
     Ok(PlacedTensor {
         name,
         id,
+        turn,
         file: entry.file,
         file_start: entry.bytes.start(),
         dtype,

@@ -1,12 +1,15 @@
-//! A rank's slices as an ordered list of copies.
+//! What is copied where, in which order.
 //!
-//! In come a plan, the catalog of its checkpoint and a rank; out goes a [`Schedule`]: where each tensor lies in the rank's
-//! memory, and which rows of which file go there, in the order of the files; and the same by [`Window`]s of that memory. It reads no byte and knows no device.
+//! In come a plan and the catalog of its checkpoint; out go a [`Schedule`] for each rank, which says where each tensor lies in the
+//! rank's memory and which rows of which file go there; [`Batches`], the order in which all ranks load and verify; and a [`Pass`],
+//! in which the ranks of one process read the files once. It reads no byte and knows no device.
 
+mod batches;
 mod copies;
+mod pass;
 mod rows;
-mod windows;
 
+pub use batches::Batches;
 pub use copies::{Padding, PlacedTensor, Schedule, ScheduleError, ScheduledPiece};
+pub use pass::{Answers, Pass, PassTensor, Place, Span, Unit};
 pub use rows::Rows;
-pub use windows::{Fill, Window};

@@ -44,37 +44,29 @@ impl Rows {
         }
         self
     }
-
-    /// The same rows in pieces that each span at most about `most` bytes of the file: a long run is cut, short runs are
-    /// dealt in groups.
-    pub fn blocks(&self, most: u64) -> impl Iterator<Item = Self> + use<> {
-        let rows = *self;
-        let most = most.max(1);
-        let cut_runs = rows.run_bytes > most;
-        // Either pieces of each run, or groups of whole runs.
-        let per_run = if cut_runs { rows.run_bytes.div_ceil(most) } else { 1 };
-        let group = if cut_runs { 1 } else { (most / rows.from_stride.max(1)).clamp(1, rows.runs) };
-        (0..rows.runs.div_ceil(group)).flat_map(move |number| {
-            let first = number * group;
-            let runs = group.min(rows.runs - first);
-            (0..per_run).map(move |piece| {
-                let start = piece * most.min(rows.run_bytes);
-                Self {
-                    from: rows.from + first * rows.from_stride + start,
-                    to: rows.to + first * rows.to_stride + start,
-                    run_bytes: (rows.run_bytes - start).min(most),
-                    runs,
-                    ..rows
-                }
-            })
-        })
-    }
 }
 
 impl Rows {
+    /// The same rows with file and memory exchanged.
+    fn exchanged(self) -> Self {
+        let Self { from, from_stride, to, to_stride, .. } = self;
+        Self { from: to, from_stride: to_stride, to: from, to_stride: from_stride, ..self }
+    }
+
+    /// The parts of these rows that come from the bytes `start..stop` of the file: the end of a row that began before, whole
+    /// rows, and the beginning of one that ends after.
+    pub fn out_of(self, start: u64, stop: u64) -> impl Iterator<Item = Self> {
+        self.exchanged().within(start, stop).map(Self::exchanged)
+    }
+
+    /// One past the last byte that is written.
+    pub(super) fn to_stop(&self) -> u64 {
+        self.to + (self.runs - 1) * self.to_stride + self.run_bytes
+    }
+
     /// The parts of these rows that go to the bytes `start..stop` of the rank's memory: the end of a row that began before,
     /// whole rows, and the beginning of one that ends after.
-    pub(super) fn within(self, start: u64, stop: u64) -> impl Iterator<Item = Self> {
+    fn within(self, start: u64, stop: u64) -> impl Iterator<Item = Self> {
         let begins = |run: u64| self.to + run * self.to_stride;
         let first = match start.checked_sub(self.to + self.run_bytes) {
             Some(after) => after / self.to_stride + 1,
@@ -126,7 +118,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn windows_share_the_rows_among_them(
+        fn pieces_of_the_file_share_the_rows_among_them(
             from in 0u64..9, to in 0u64..9, run_bytes in 1u64..20, runs in 1u64..9,
             gap_from in 0u64..5, gap_to in 0u64..5, window in 1u64..60,
         ) {
@@ -134,9 +126,10 @@ mod tests {
                 from, from_stride: run_bytes + gap_from, to, to_stride: run_bytes + gap_to, run_bytes, runs,
             };
             let mut pieces = Vec::new();
-            for start in (0..to + runs * rows.to_stride + 1).step_by(usize::try_from(window).unwrap()) {
-                for part in rows.within(start, start + window) {
-                    prop_assert!(moves(part).iter().all(|(_, to)| (start..start + window).contains(to)));
+            for start in (0..from + runs * rows.from_stride + 1).step_by(usize::try_from(window).unwrap()) {
+                for part in rows.out_of(start, start + window) {
+                    prop_assert!(moves(part).iter().all(|(from, _)| (start..start + window).contains(from)));
+                    prop_assert_eq!(moves(part).last().unwrap().1 + 1, part.to_stop());
                     pieces.extend(moves(part));
                 }
             }
@@ -144,20 +137,14 @@ mod tests {
         }
 
         #[test]
-        fn blocks_and_joined_rows_move_the_same_bytes(
+        fn joined_rows_move_the_same_bytes(
             from in 0u64..9, to in 0u64..9, run_bytes in 1u64..20, runs in 1u64..9,
-            gap_from in 0u64..5, gap_to in 0u64..5, most in 1u64..40,
+            gap_from in 0u64..5, gap_to in 0u64..5,
         ) {
             let rows = Rows {
                 from, from_stride: run_bytes + gap_from, to, to_stride: run_bytes + gap_to, run_bytes, runs,
             };
-            let mut pieces: Vec<_> = rows.blocks(most).flat_map(moves).collect();
-            pieces.sort_unstable();
-            prop_assert_eq!(&pieces, &moves(rows));
             prop_assert_eq!(moves(rows.joined()), moves(rows));
-            for block in rows.blocks(most) {
-                prop_assert!(block.span() <= most.max(rows.from_stride));
-            }
         }
     }
 }

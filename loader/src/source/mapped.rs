@@ -1,9 +1,9 @@
 //! Files mapped into memory.
 
-use super::{Source, SourceError};
+use super::{PIECE_BYTES, Request, Source, SourceError};
 use memmap2::Mmap;
 use shardwright_planner::checkpoint::{ByteRange, Catalog, CatalogFile};
-use std::{fs::File, io};
+use std::{fs::File, io, ops::ControlFlow};
 
 /// All files of a checkpoint, mapped read-only and shared by all ranks of the process.
 #[derive(Debug)]
@@ -20,18 +20,28 @@ impl MappedFiles {
 }
 
 impl Source for MappedFiles {
-    fn bytes<'a>(
-        &'a self,
-        file: usize,
-        range: ByteRange,
-        _scratch: &'a mut Vec<u8>,
-    ) -> Result<&'a [u8], SourceError> {
+    fn stream(
+        &self,
+        next: &mut dyn FnMut() -> Option<Request>,
+        deliver: &mut dyn FnMut(Request, u64, &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), SourceError> {
+        while let Some(request) = next() {
+            let Request { file, range, .. } = request;
+            let out_of_range = SourceError::OutOfRange { file, start: range.start(), stop: range.stop() };
+            let bytes = self.mapped(file, range).ok_or(out_of_range)?;
+            for (at, piece) in (range.start()..).step_by(PIECE_BYTES).zip(bytes.chunks(PIECE_BYTES)) {
+                if deliver(request, at, piece).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn mapped(&self, file: usize, range: ByteRange) -> Option<&[u8]> {
         let place = |byte: u64| usize::try_from(byte).ok();
-        self.0
-            .get(file)
-            .zip(place(range.start()).zip(place(range.stop())))
-            .and_then(|(map, (start, stop))| map.get(start..stop))
-            .ok_or(SourceError::OutOfRange { file, start: range.start(), stop: range.stop() })
+        let (start, stop) = place(range.start()).zip(place(range.stop()))?;
+        self.0.get(file)?.get(start..stop)
     }
 }
 
@@ -69,13 +79,12 @@ mod tests {
         let catalog = Catalog::open(folder.path()).unwrap();
         let files = MappedFiles::open(&catalog).unwrap();
         let range = catalog.tensors()[0].bytes;
-        assert_eq!(files.bytes(0, range, &mut Vec::new()).unwrap(), [1, 2, 3, 4]);
+        assert_eq!(files.mapped(0, range).unwrap(), [1, 2, 3, 4]);
         let beyond = ByteRange::new(0, 1 << 40, u64::MAX).unwrap();
-        assert!(matches!(files.bytes(0, beyond, &mut Vec::new()), Err(SourceError::OutOfRange { .. })));
-        assert!(matches!(
-            files.bytes(1, range, &mut Vec::new()),
-            Err(SourceError::OutOfRange { file: 1, .. })
-        ));
+        assert_eq!((files.mapped(0, beyond), files.mapped(1, range)), (None, None));
+        let mut request = Some(Request { file: 0, range: beyond, tag: 0 });
+        let read = files.stream(&mut || request.take(), &mut |_, _, _| ControlFlow::Continue(()));
+        assert!(matches!(read, Err(SourceError::OutOfRange { file: 0, .. })));
     }
 
     #[test]

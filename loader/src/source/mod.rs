@@ -38,34 +38,13 @@ pub trait Source: Sync {
         &self,
         next: &mut dyn FnMut() -> Option<Request>,
         deliver: &mut dyn FnMut(Request, u64, &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), SourceError> {
-        let mut scratch = Vec::new();
-        while let Some(request) = next() {
-            let (mut at, stop) = (request.range.start(), request.range.stop());
-            while at < stop {
-                let end = stop.min(at + PIECE_BYTES as u64);
-                let out_of_range = SourceError::OutOfRange { file: request.file, start: at, stop: end };
-                let range = ByteRange::new(at, end, u64::MAX).ok_or(out_of_range)?;
-                if deliver(request, at, self.bytes(request.file, range, &mut scratch)?).is_break() {
-                    return Ok(());
-                }
-                at = end;
-            }
-        }
-        Ok(())
-    }
+    ) -> Result<(), SourceError>;
 
-    /// The bytes `range` of file number `file`: borrowed where the source has them in memory, else read into `scratch`,
-    /// which the caller keeps and reuses.
-    ///
-    /// # Errors
-    /// [`SourceError`] names the file and the bytes.
-    fn bytes<'a>(
-        &'a self,
-        file: usize,
-        range: ByteRange,
-        scratch: &'a mut Vec<u8>,
-    ) -> Result<&'a [u8], SourceError>;
+    /// The bytes `range` of file number `file` where they lie mapped into memory; `None` where they do not.
+    fn mapped(&self, file: usize, range: ByteRange) -> Option<&[u8]> {
+        let _ = (file, range);
+        None
+    }
 }
 
 /// Why a checkpoint's bytes could not be had.

@@ -1,43 +1,13 @@
-//! What should lie in the ranks' memory: fingerprints of the files, and of zeros.
+//! What should lie in a rank's memory: fingerprints of the files, and of zeros.
 
 use super::{Verification, VerifyError, own};
 use crate::{
     fingerprint::{Fingerprint, seed_of},
     schedule::{PlacedTensor, ScheduledPiece},
+    source::Request,
 };
 use shardwright_planner::checkpoint::ByteRange;
-
-/// Bytes of a file that are read at a time.
-const STEP: u64 = 4 << 20;
-
-/// The fingerprints of a rank's share of the files, by the tensors' numbers in the catalog: of the bytes of all tensors that
-/// `chosen` has, laid one after the other, one run in as many as there are ranks. The shares depend on the files alone.
-pub(super) fn share_of_files(
-    this: &Verification<'_>,
-    chosen: &[bool],
-    rank: u32,
-    world: u32,
-) -> Result<Vec<Fingerprint>, VerifyError> {
-    let tensors = this.catalog.tensors();
-    let mut order: Vec<usize> = (0..tensors.len()).filter(|&id| chosen.get(id) == Some(&true)).collect();
-    order.sort_by_key(|&id| (tensors[id].file, tensors[id].bytes));
-    let total: u128 = order.iter().map(|&id| u128::from(tensors[id].bytes.len())).sum();
-    let border = |rank: u32| u64::try_from(total * u128::from(rank) / u128::from(world)).unwrap_or(u64::MAX);
-    let (first, last) = (border(rank), border(rank + 1));
-
-    let mut sums = vec![Fingerprint::default(); tensors.len()];
-    // Where the tensor begins among all tensors' bytes.
-    let mut before = 0u64;
-    for id in order {
-        let tensor = &tensors[id];
-        let start = first.saturating_sub(before).min(tensor.bytes.len());
-        let stop = last.saturating_sub(before).min(tensor.bytes.len());
-        before += tensor.bytes.len();
-        let place = (tensor.file, tensor.bytes.start());
-        add_file_bytes(this, &mut sums[id], seed_of(&tensor.name), place, start..stop)?;
-    }
-    Ok(sums)
-}
+use std::ops::ControlFlow;
 
 /// The fingerprint of a piece, from the file.
 pub(super) fn piece(
@@ -57,7 +27,7 @@ pub(super) fn piece(
 }
 
 /// The fingerprint that a tensor's padding has when it is zero.
-pub(super) fn padding(tensor: &PlacedTensor) -> Fingerprint {
+pub fn padding(tensor: &PlacedTensor) -> Fingerprint {
     const ZEROS: [u8; 4096] = [0; 4096];
     let (mut sum, seed) = (Fingerprint::default(), seed_of(&tensor.name));
     let Some(strip) = own::padding_strip(tensor) else { return sum };
@@ -80,13 +50,13 @@ fn add_file_bytes(
     (file, start): (usize, u64),
     bytes: std::ops::Range<u64>,
 ) -> Result<(), VerifyError> {
-    let (mut at, mut scratch) = (bytes.start, Vec::new());
-    while at < bytes.end {
-        let end = (at + STEP).min(bytes.end);
-        let Some(range) = ByteRange::new(start + at, start + end, u64::MAX) else { break };
-        sum.add(seed, at, this.source.bytes(file, range, &mut scratch)?);
-        at = end;
-        (this.step)()?;
-    }
-    Ok(())
+    let range = ByteRange::new(start + bytes.start, start + bytes.end, u64::MAX);
+    let mut request = range.map(|range| Request { file, range, tag: 0 });
+    let mut stopped = Ok(());
+    this.source.stream(&mut || request.take(), &mut |_, at, piece| {
+        sum.add(seed, at - start, piece);
+        stopped = (this.step)();
+        if stopped.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    stopped
 }

@@ -1,45 +1,31 @@
 //! A rank's own bytes against the bytes that its boxes have in the files.
 
-use super::{
-    Mismatch, Verification, Verified, VerifyError, expected,
-    own::{self, OwnSums},
-    sample,
-    sums::Wrong,
-};
+use super::{Batch, Mismatch, Verification, Verified, VerifyError, expected, sums::Wrong};
 use crate::{
     collective::{Communicator, Reduce},
     fingerprint::Fingerprint,
     schedule::PlacedTensor,
 };
 
-/// Verifies what one rank has loaded without the others: it has just the bytes that its boxes have in the files. That the
-/// boxes of all ranks make up the tensors is then taken from the plan.
-///
-/// # Errors
-/// [`VerifyError`] when the bytes cannot be read; a mismatch is no error here.
-pub fn verify_alone(this: &Verification<'_>) -> Result<Verified, VerifyError> {
-    let mut verified = Verified::default();
-    for (tensor, own) in this.schedule.tensors.iter().zip(own::sums(this, &sample::chosen(this)?)?) {
-        let Some(own) = own else {
-            verified.left_out += 1;
-            continue;
-        };
-        let (expected, found) = (expected_of(this, tensor)?, own.whole());
-        verified.bytes += found.bytes();
+/// Compares what one rank has without the others: the expected values are those of its own boxes.
+pub(super) fn compare(this: &Verification<'_>, batch: &Batch<'_>, verified: &mut Verified) {
+    for tensor in &batch.tensors {
+        let (Some(held), Some(own)) = (tensor.held, &tensor.own) else { continue };
+        let (mut expected, found) = (tensor.expected, own.whole());
+        expected.merge(expected::padding(held));
         if expected == found {
             verified.tensors += 1;
             continue;
         }
         let ranks = vec![this.schedule.rank];
-        verified.mismatches.push(Mismatch { tensor: tensor.name.clone(), ranks, expected, found });
+        verified.mismatches.push(Mismatch { tensor: held.name.clone(), ranks, expected, found });
     }
-    Ok(verified)
 }
 
-/// Finds the ranks whose own bytes are wrong, for tensors that are. Every rank calls it with the same tensors.
+/// Finds the ranks whose own bytes are wrong, for tensors of the batch that are. Every rank calls it with the same tensors.
 pub(super) fn blame(
     this: &Verification<'_>,
-    own: &[Option<OwnSums>],
+    batch: &Batch<'_>,
     wrong: &[Wrong],
     communicator: &mut dyn Communicator,
 ) -> Result<Vec<Mismatch>, VerifyError> {
@@ -47,9 +33,9 @@ pub(super) fn blame(
     // One number for each tensor and rank: whether that rank's own bytes differ.
     let mut differs = vec![0u64; wrong.len() * world];
     for (place, mismatch) in wrong.iter().enumerate() {
-        let mut held = this.schedule.tensors.iter().zip(own);
-        if let Some((tensor, Some(own))) = held.find(|(tensor, _)| tensor.id == mismatch.id) {
-            let differ = expected_of(this, tensor)? != own.whole();
+        let tensor = batch.tensors.iter().find(|tensor| tensor.id == mismatch.id);
+        if let Some((held, own)) = tensor.and_then(|tensor| tensor.held.zip(tensor.own.as_ref())) {
+            let differ = expected_of(this, held)? != own.whole();
             differs[place * world + communicator.rank() as usize] = u64::from(differ);
         }
     }

@@ -1,8 +1,9 @@
 //! Proving that what lies on the devices is what lies in the files.
 //!
-//! In come a rank's schedule, its memory, the source and the communicator; out goes, on every rank alike, how many tensors
-//! were verified or which are wrong and on which ranks. The expected fingerprints are summed over shares of the *files*
-//! that know nothing of the plan's boxes, so a wrong box is found as surely as a wrong byte.
+//! In come a rank's schedule, its memory, what was summed up while the files were read, and the communicator; out goes, on every
+//! rank alike, how many tensors were verified or which are wrong and on which ranks. It goes batch by batch, beside the loading
+//! of later ones. The expected fingerprints are summed over shares of the *files* that know nothing of the plan's boxes, so a
+//! wrong box is found as surely as a wrong byte.
 
 mod expected;
 mod local;
@@ -11,20 +12,24 @@ mod replicas;
 mod sample;
 mod sums;
 
-pub use local::verify_alone;
-pub use sample::Extent;
+pub use expected::padding;
+pub use sample::{Extent, chosen};
 
 use crate::{
     collective::{CollectiveError, Communicator, Reduce},
     device::{DeviceError, DeviceMemory},
     fingerprint::Fingerprint,
-    schedule::Schedule,
+    schedule::{PlacedTensor, Schedule},
     source::{Source, SourceError},
 };
+use own::OwnSums;
+use replicas::Replicated;
 use shardwright_planner::{
     checkpoint::Catalog,
     plan::{Plan, PlanError},
 };
+use std::collections::HashMap;
+use sums::{Compared, Wrong};
 
 /// What was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -97,49 +102,140 @@ pub struct Verification<'a> {
     pub catalog: &'a Catalog,
     /// The rank's schedule.
     pub schedule: &'a Schedule,
-    /// The rank's memory, loaded.
+    /// The rank's memory.
     pub memory: &'a dyn DeviceMemory,
-    /// The checkpoint's bytes.
+    /// The checkpoint's bytes, for finding out who is wrong.
     pub source: &'a dyn Source,
-    /// Which tensors.
-    pub extent: Extent,
+    /// Which tensors: see [`chosen`].
+    pub chosen: &'a [bool],
     /// Called again and again between pieces of work of some MiB; an error ends verification with it.
     pub step: &'a dyn Fn() -> Result<(), VerifyError>,
 }
 
-/// Verifies what all ranks of the plan have loaded. Every rank calls it; every rank learns the same mismatches.
-///
-/// # Errors
-/// [`VerifyError`] when the ranks cannot agree or the bytes cannot be read; a mismatch is no error here.
-pub fn verify(this: &Verification<'_>, communicator: &mut dyn Communicator) -> Result<Verified, VerifyError> {
-    agree_on_plan(this.plan, this.extent, communicator)?;
-    let chosen = sample::chosen(this)?;
-    let own = own::sums(this, &chosen)?;
-    let sums = sums::compare(this, &chosen, &own, communicator)?;
-    let mut wrong = sums.mismatches;
-    for tensor in replicas::compare(this, &own, communicator)? {
-        // Replicas that differ while the sum is right: a rank that does not answer in the sum is wrong.
-        if !wrong.iter().any(|mismatch| mismatch.id == tensor) {
-            wrong.push(sums.compared.get(tensor).copied().unwrap_or_default().named(tensor));
+/// One rank's side of verification, batch by batch. All ranks go through the same batches in the same order.
+pub struct Verifier<'a> {
+    this: &'a Verification<'a>,
+    replicated: Replicated,
+    /// The rank's tensors by their numbers in the catalog.
+    held: HashMap<usize, usize>,
+    verified: Verified,
+}
+
+/// What lies in the rank's memory of a batch's tensors.
+pub enum Arrived<'a> {
+    /// Was summed up on its way: the sum of each piece, by the tensors' places in the schedule.
+    Summed(&'a [Vec<Fingerprint>]),
+    /// Is to be summed up by the device.
+    OnDevice,
+}
+
+impl<'a> Verifier<'a> {
+    /// Begins: the ranks agree that they have the same plan and verify the same tensors. Without a communicator the rank is
+    /// verified alone, against the bytes that its boxes have in the files; that the boxes of all ranks make up the tensors is
+    /// then taken from the plan.
+    ///
+    /// # Errors
+    /// [`VerifyError`] when they do not.
+    pub fn new(
+        this: &'a Verification<'a>,
+        communicator: Option<&mut dyn Communicator>,
+    ) -> Result<Self, VerifyError> {
+        let mut replicated = Replicated::default();
+        if let Some(communicator) = communicator {
+            agree(this.plan, this.chosen, communicator)?;
+            replicated = Replicated::new(this)?;
         }
+        let held = this.schedule.tensors.iter().enumerate().map(|(at, tensor)| (tensor.id, at)).collect();
+        Ok(Self { this, replicated, held, verified: Verified::default() })
     }
-    wrong.sort_by_key(|mismatch| mismatch.id);
-    let mismatches = local::blame(this, &own, &wrong, communicator)?;
-    let compared = sums.tensors;
-    Ok(Verified {
-        tensors: compared - mismatches.len() as u64,
-        left_out: this.catalog.tensors().len() as u64 - compared,
-        bytes: sums.device_bytes,
-        mismatches,
-    })
+
+    /// Verifies a batch of tensors: `ids` are their numbers in the catalog, the same on all ranks, `expected` is this rank's share
+    /// of what the files say, by the same numbers. Gives what is wrong with them, the same on all ranks.
+    ///
+    /// # Errors
+    /// [`VerifyError`] when the ranks cannot agree or the bytes cannot be read; a mismatch is no error here.
+    pub fn batch(
+        &mut self,
+        ids: impl Iterator<Item = usize>,
+        arrived: &Arrived<'_>,
+        expected: &[Fingerprint],
+        communicator: Option<&mut dyn Communicator>,
+    ) -> Result<&[Mismatch], VerifyError> {
+        let this = self.this;
+        let mut batch = Batch { tensors: Vec::new() };
+        for id in ids {
+            if this.chosen.get(id) != Some(&true) {
+                // Alone, only the rank's own tensors count.
+                let counts = communicator.is_some() || self.held.contains_key(&id);
+                self.verified.left_out += u64::from(counts);
+                continue;
+            }
+            let held = self.held.get(&id).map(|&at| &this.schedule.tensors[at]);
+            let expected = expected.get(id).copied().unwrap_or_default();
+            batch.tensors.push(BatchTensor { id, held, own: None, expected });
+        }
+        own::sum_up(this, &mut batch, arrived, &self.held)?;
+        self.verified.bytes += batch.answered_bytes(communicator.is_some());
+        let before = self.verified.mismatches.len();
+        let Some(communicator) = communicator else {
+            local::compare(this, &batch, &mut self.verified);
+            return Ok(&self.verified.mismatches[before..]);
+        };
+        let compared = sums::compare(&batch, communicator)?;
+        let differ = replicas::compare(&self.replicated, &batch, communicator)?;
+        // Replicas that differ while the sum is right: a rank that does not answer in the sum is wrong.
+        let is_wrong =
+            |id: usize, compared: &Compared| compared.expected != compared.found || differ.contains(&id);
+        let all = batch.tensors.iter().map(|tensor| tensor.id).zip(&compared);
+        let mut wrong: Vec<Wrong> = all
+            .filter(|(id, compared)| is_wrong(*id, compared))
+            .map(|(id, compared)| compared.named(id))
+            .collect();
+        wrong.sort_by_key(|mismatch| mismatch.id);
+        let mismatches = local::blame(this, &batch, &wrong, communicator)?;
+        self.verified.tensors += (compared.len() - mismatches.len()) as u64;
+        self.verified.mismatches.extend(mismatches);
+        Ok(&self.verified.mismatches[before..])
+    }
+
+    /// What was found in all batches.
+    pub fn finish(self) -> Verified {
+        let mut verified = self.verified;
+        verified.mismatches.sort_by(|a, b| a.tensor.cmp(&b.tensor));
+        verified
+    }
+}
+
+/// The tensors of a batch that are verified.
+struct Batch<'a> {
+    tensors: Vec<BatchTensor<'a>>,
+}
+
+struct BatchTensor<'a> {
+    /// Its number in the catalog.
+    id: usize,
+    /// What the rank holds of it.
+    held: Option<&'a PlacedTensor>,
+    /// What lies in the rank's memory of it.
+    own: Option<OwnSums>,
+    /// The rank's share of what the file says.
+    expected: Fingerprint,
+}
+
+impl Batch<'_> {
+    /// Bytes of this rank that are compared: of all it holds, or of what it answers for among others.
+    fn answered_bytes(&self, with_others: bool) -> u64 {
+        let of_tensor = |tensor: &BatchTensor<'_>| match (tensor.held, &tensor.own) {
+            (Some(held), Some(own)) if with_others => own.answered(held).bytes(),
+            (_, Some(own)) => own.whole().bytes(),
+            _ => 0,
+        };
+        self.tensors.iter().map(of_tensor).sum()
+    }
 }
 
 /// Checks that all ranks have the same plan, before anything is compared that depends on it.
-fn agree_on_plan(
-    plan: &Plan,
-    extent: Extent,
-    communicator: &mut dyn Communicator,
-) -> Result<(), VerifyError> {
+fn agree(plan: &Plan, chosen: &[bool], communicator: &mut dyn Communicator) -> Result<(), VerifyError> {
     let digest = plan.digest()?;
     // A digest is hexadecimal text; eight letters a number.
     let mut words: Vec<u64> = digest
@@ -147,7 +243,8 @@ fn agree_on_plan(
         .chunks(8)
         .map(|letters| letters.iter().fold(0, |word, &letter| word << 8 | u64::from(letter)))
         .collect();
-    words.push(u64::from(extent == Extent::Full));
+    let full = chosen.iter().all(|chosen| *chosen);
+    words.push(u64::from(full));
     let (mut least, mut most) = (words.clone(), words);
     communicator.all_reduce(&mut least, Reduce::Min)?;
     communicator.all_reduce(&mut most, Reduce::Max)?;
@@ -155,7 +252,7 @@ fn agree_on_plan(
     let (of_extent, of_plan) = (least.pop() == most.pop(), least == most);
     match (of_plan, of_extent) {
         (false, _) => Err(VerifyError::OtherPlan { rank, digest }),
-        (true, false) => Err(VerifyError::OtherExtent { rank, full: extent == Extent::Full }),
+        (true, false) => Err(VerifyError::OtherExtent { rank, full }),
         (true, true) => Ok(()),
     }
 }

@@ -1,17 +1,18 @@
-//! What lies in a rank's memory: the fingerprints of all its boxes and paddings, computed once, on the device.
+//! What lies in a rank's memory: the fingerprints of all its boxes and paddings.
 
-use super::{Verification, VerifyError};
+use super::{Arrived, Batch, Verification, VerifyError};
 use crate::{
     device::{Strip, Sum},
     fingerprint::{Fingerprint, seed_of},
-    schedule::{PlacedTensor, ScheduledPiece},
+    schedule::{PlacedTensor, Rows, ScheduledPiece},
 };
+use std::collections::HashMap;
 
 /// Bytes whose fingerprints a device is asked for at a time: enough to keep a GPU busy, little enough to be seen getting on.
-const BATCH_BYTES: u64 = 1 << 30;
+const CALL_BYTES: u64 = 1 << 30;
 
 /// The fingerprints of one tensor of the rank.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct OwnSums {
     /// Of each of its pieces.
     pub(super) pieces: Vec<Fingerprint>,
@@ -27,44 +28,62 @@ impl OwnSums {
             sum
         })
     }
+
+    /// Of the pieces that the rank answers for in sums over ranks, without padding.
+    pub(super) fn answered(&self, tensor: &PlacedTensor) -> Fingerprint {
+        let answered = tensor.pieces.iter().zip(&self.pieces).filter(|(piece, _)| piece.replica == 0);
+        answered.fold(Fingerprint::default(), |mut sum, (_, piece)| {
+            sum.merge(*piece);
+            sum
+        })
+    }
 }
 
-/// All fingerprints of the rank, in the order of its schedule; `None` for tensors that are not verified.
-pub(super) fn sums(this: &Verification<'_>, chosen: &[bool]) -> Result<Vec<Option<OwnSums>>, VerifyError> {
-    let verified = |tensor: &PlacedTensor| chosen.get(tensor.id).copied().unwrap_or(false);
-    let mut found = Vec::new();
-    let (mut batch, mut bytes) = (Vec::new(), 0);
-    let tensors = &this.schedule.tensors;
-    for sum in tensors.iter().filter(|tensor| verified(tensor)).flat_map(of_tensor) {
-        bytes += sum.bytes();
-        batch.push(sum);
-        if bytes >= BATCH_BYTES {
-            found.extend(this.memory.fingerprints(&batch)?);
-            (this.step)()?;
-            batch.clear();
-            bytes = 0;
+/// Fills in what lies in the rank's memory of the batch's tensors; `places` are their places in the schedule.
+pub(super) fn sum_up(
+    this: &Verification<'_>,
+    batch: &mut Batch<'_>,
+    arrived: &Arrived<'_>,
+    places: &HashMap<usize, usize>,
+) -> Result<(), VerifyError> {
+    let (mut found, mut call, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for tensor in batch.tensors.iter().filter_map(|tensor| tensor.held) {
+        let seed = seed_of(&tensor.name);
+        let pieces = tensor.pieces.iter().map(|piece| Sum { seed, strips: strips(tensor, piece) });
+        let pieces = pieces.filter(|_| matches!(arrived, Arrived::OnDevice));
+        // Padding is on no way: nobody summed it up.
+        let padding = padding_strip(tensor).map(|strip| Sum { seed, strips: vec![strip] });
+        for sum in pieces.chain(padding) {
+            bytes += sum.bytes();
+            call.push(sum);
+            if bytes >= CALL_BYTES {
+                found.extend(this.memory.fingerprints(&call)?);
+                (this.step)()?;
+                call.clear();
+                bytes = 0;
+            }
         }
     }
-    found.extend(this.memory.fingerprints(&batch)?);
+    found.extend(this.memory.fingerprints(&call)?);
 
     let mut found = found.into_iter();
-    let mut own = |tensor: &PlacedTensor| OwnSums {
-        pieces: found.by_ref().take(tensor.pieces.len()).collect(),
-        padding: tensor.padding.and_then(|_| found.next()).unwrap_or_default(),
-    };
-    Ok(tensors.iter().map(|tensor| verified(tensor).then(|| own(tensor))).collect())
-}
-
-/// The sums of a tensor: its pieces, then its padding, where it has one.
-fn of_tensor(tensor: &PlacedTensor) -> impl Iterator<Item = Sum> {
-    let seed = seed_of(&tensor.name);
-    let pieces = tensor.pieces.iter().map(move |piece| Sum { seed, strips: strips(tensor, piece) });
-    pieces.chain(padding_strip(tensor).map(|strip| Sum { seed, strips: vec![strip] }))
+    for tensor in &mut batch.tensors {
+        let Some(held) = tensor.held else { continue };
+        let pieces = match arrived {
+            Arrived::OnDevice => found.by_ref().take(held.pieces.len()).collect(),
+            Arrived::Summed(sums) => {
+                places.get(&tensor.id).and_then(|&at| sums.get(at)).cloned().unwrap_or_default()
+            }
+        };
+        let padding = held.padding.and_then(|_| found.next()).unwrap_or_default();
+        tensor.own = Some(OwnSums { pieces, padding });
+    }
+    Ok(())
 }
 
 /// Where the bytes of a piece lie in the rank's memory and in the whole tensor.
 pub(super) fn strips(tensor: &PlacedTensor, piece: &ScheduledPiece) -> Vec<Strip> {
-    let strip = |rows: &crate::schedule::Rows| Strip {
+    let strip = |rows: &Rows| Strip {
         at: rows.to,
         at_stride: rows.to_stride,
         in_tensor: rows.from - tensor.file_start,

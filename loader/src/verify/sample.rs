@@ -1,8 +1,11 @@
 //! Which tensors are verified.
 
-use super::{Verification, VerifyError};
 use crate::fingerprint::seed_of;
-use shardwright_planner::graph::NamePattern;
+use shardwright_planner::{
+    checkpoint::Catalog,
+    graph::NamePattern,
+    plan::{Plan, PlanError},
+};
 
 /// A sample has one tensor in this many of each kind, and at least one.
 const ONE_IN: usize = 16;
@@ -19,20 +22,23 @@ pub enum Extent {
 }
 
 /// Whether each tensor is verified, by its number in the catalog.
-pub(super) fn chosen(this: &Verification<'_>) -> Result<Vec<bool>, VerifyError> {
-    let mut chosen = vec![this.extent == Extent::Full; this.catalog.tensors().len()];
-    if this.extent == Extent::Full {
+///
+/// # Errors
+/// [`PlanError`] when the plan does not hold together.
+pub fn chosen(plan: &Plan, catalog: &Catalog, extent: Extent) -> Result<Vec<bool>, PlanError> {
+    let mut chosen = vec![extent == Extent::Full; catalog.tensors().len()];
+    if extent == Extent::Full {
         return Ok(chosen);
     }
-    let seed = seed_of(&this.plan.digest()?);
-    for group in &this.plan.tensors {
+    let seed = seed_of(&plan.digest()?);
+    for group in &plan.tensors {
         let names: Vec<String> =
             group.names.iter().flat_map(NamePattern::names).map(|(name, _)| name).collect();
         // Where the sample begins: a place among the first 16, so that at least one is met.
         let first =
             names.first().map_or(0, |name| seed ^ seed_of(name)) % names.len().clamp(1, ONE_IN) as u64;
         for name in names.iter().skip(usize::try_from(first).unwrap_or(0)).step_by(ONE_IN) {
-            let place = this.catalog.tensors().binary_search_by(|entry| entry.name.as_str().cmp(name));
+            let place = catalog.tensors().binary_search_by(|entry| entry.name.as_str().cmp(name));
             if let Some(chosen) = place.ok().and_then(|id| chosen.get_mut(id)) {
                 *chosen = true;
             }

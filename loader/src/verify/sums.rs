@@ -1,6 +1,6 @@
 //! The sum over ranks against the fingerprint of the file.
 
-use super::{Verification, VerifyError, expected, own::OwnSums};
+use super::{Batch, VerifyError, expected::padding};
 use crate::{
     collective::{Communicator, Reduce},
     fingerprint::Fingerprint,
@@ -27,56 +27,31 @@ impl Compared {
     }
 }
 
-/// What the comparison of sums gave; the same on every rank but for `device_bytes`.
-pub(super) struct Sums {
-    /// By the tensors' numbers in the catalog.
-    pub(super) compared: Vec<Compared>,
-    pub(super) mismatches: Vec<Wrong>,
-    /// How many tensors were compared.
-    pub(super) tensors: u64,
-    pub(super) device_bytes: u64,
-}
-
-/// Sums what the ranks hold, each element once, and what the files say, each byte once, and compares.
+/// Sums what the ranks hold, each element once, and what the files say, each byte once, and compares. Gives both
+/// of every tensor of the batch, the same on every rank.
 pub(super) fn compare(
-    this: &Verification<'_>,
-    chosen: &[bool],
-    own: &[Option<OwnSums>],
+    batch: &Batch<'_>,
     communicator: &mut dyn Communicator,
-) -> Result<Sums, VerifyError> {
-    let count = this.catalog.tensors().len();
-    let mut found = vec![Fingerprint::default(); count];
-    let mut device_bytes = 0;
-    let mut expected =
-        expected::share_of_files(this, chosen, communicator.rank(), communicator.world_size())?;
-    for (tensor, own) in this.schedule.tensors.iter().zip(own) {
-        let Some(own) = own else { continue };
-        let answers = tensor.pieces.iter().zip(&own.pieces).filter(|(piece, _)| piece.replica == 0);
-        for (_, sum) in answers {
-            device_bytes += sum.bytes();
-            found[tensor.id].merge(*sum);
+) -> Result<Vec<Compared>, VerifyError> {
+    let count = batch.tensors.len();
+    let (mut found, mut expected) = (Vec::with_capacity(count), Vec::with_capacity(count));
+    for tensor in &batch.tensors {
+        let (mut has, mut wants) = (Fingerprint::default(), tensor.expected);
+        if let (Some(held), Some(own)) = (tensor.held, &tensor.own) {
+            has = own.answered(held);
+            has.merge(own.padding);
+            wants.merge(padding(held));
         }
-        expected[tensor.id].merge(expected::padding(tensor));
-        found[tensor.id].merge(own.padding);
+        found.push(has);
+        expected.push(wants);
     }
-
     let mut limbs: Vec<u64> = found.iter().chain(&expected).flat_map(|sum| sum.to_limbs()).collect();
+    if limbs.is_empty() {
+        return Ok(Vec::new());
+    }
     communicator.all_reduce(&mut limbs, Reduce::Sum)?;
-    let sums: Vec<Fingerprint> = limbs
-        .as_chunks::<{ Fingerprint::LIMBS }>()
-        .0
-        .iter()
-        .map(|&limbs| Fingerprint::from_limbs(limbs))
-        .collect();
+    let limbs = limbs.as_chunks::<{ Fingerprint::LIMBS }>().0;
+    let sums: Vec<Fingerprint> = limbs.iter().map(|&limbs| Fingerprint::from_limbs(limbs)).collect();
     let (found, expected) = sums.split_at(count);
-    let compared: Vec<Compared> =
-        expected.iter().zip(found).map(|(&expected, &found)| Compared { expected, found }).collect();
-    let mismatches = compared
-        .iter()
-        .enumerate()
-        .filter(|(_, compared)| compared.expected != compared.found)
-        .map(|(id, compared)| compared.named(id))
-        .collect();
-    let tensors = chosen.iter().filter(|chosen| **chosen).count() as u64;
-    Ok(Sums { compared, mismatches, tensors, device_bytes })
+    Ok(expected.iter().zip(found).map(|(&expected, &found)| Compared { expected, found }).collect())
 }

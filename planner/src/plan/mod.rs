@@ -16,4 +16,4 @@ pub use document::{
     RunnerUpGroups, TensorGroup,
 };
 pub use error::{PlanError, StaleError};
-pub use slices::{GroupSlices, RankTensor};
+pub use slices::{GroupSlices, Holding, RankTensor, Turn};

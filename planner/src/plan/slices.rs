@@ -13,6 +13,38 @@ use crate::{
 };
 use std::ops::Range;
 
+/// When a model's forward pass comes to a tensor, as far as the plan knows: the order in which tensors are best loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Turn {
+    /// Before all layers: embeddings, and what every stage has.
+    First,
+    /// In this layer.
+    Layer(u32),
+    /// After all layers: the last norm, the output head.
+    Last,
+}
+
+impl Turn {
+    fn of(rule: StageRule, blocks: &[u32]) -> Self {
+        match rule {
+            StageRule::Layer => blocks.first().map_or(Self::Last, |&layer| Self::Layer(layer)),
+            StageRule::First | StageRule::FirstAndLast | StageRule::Every => Self::First,
+            StageRule::Last => Self::Last,
+        }
+    }
+}
+
+/// A tensor and the ranks that hold any part of it.
+#[derive(Debug, Clone)]
+pub struct Holding {
+    /// Its name.
+    pub name: String,
+    /// When its turn is.
+    pub turn: Turn,
+    /// The ranks, in order.
+    pub ranks: Vec<u32>,
+}
+
 /// One tensor of which a rank holds a slice.
 #[derive(Debug, Clone)]
 pub struct RankTensor {
@@ -22,6 +54,8 @@ pub struct RankTensor {
     pub dtype: Dtype,
     /// Its whole shape.
     pub shape: Vec<u64>,
+    /// When its turn is.
+    pub turn: Turn,
     /// What the rank holds of it.
     pub slice: Slice,
     /// Which of the `copies` this rank holds; the ranks with copy 0 answer for the tensor in sums over ranks.
@@ -178,6 +212,7 @@ impl Plan {
                     name,
                     dtype: group.dtype,
                     shape: group.shape.clone(),
+                    turn: Turn::of(group.stage, &blocks),
                     slice: slice.clone(),
                     copy: copy * self.holding_stages(group, layer_stage, stages) + before,
                     copies: self.copies_of(group, &blocks),
@@ -185,6 +220,29 @@ impl Plan {
             }
         }
         Ok(tensors)
+    }
+
+    /// Every tensor with the ranks that hold any part of it, in the order of the plan.
+    ///
+    /// # Errors
+    /// [`PlanError::Partition`] when a partition does not fit its tensors.
+    pub fn holdings(&self) -> Result<Vec<Holding>, PlanError> {
+        let places: Vec<_> =
+            (0..self.mesh.world_size()).map(|rank| (rank, self.mesh.coordinates(rank))).collect();
+        let mut holdings = Vec::new();
+        for group in &self.tensors {
+            let slices = self.slices_of(group)?;
+            for (name, blocks) in group.names.iter().flat_map(NamePattern::names) {
+                let layer_stage = blocks.first().and_then(|&layer| self.stage_of_layer(layer));
+                let holds = |place: Coordinates| {
+                    group.stage.holds(place.pp, self.mesh.pp(), layer_stage)
+                        && slices.holds(self.place_on(slices.axis, place), &blocks)
+                };
+                let ranks = places.iter().filter(|(_, place)| holds(*place)).map(|(rank, _)| *rank).collect();
+                holdings.push(Holding { name, turn: Turn::of(group.stage, &blocks), ranks });
+            }
+        }
+        Ok(holdings)
     }
 }
 

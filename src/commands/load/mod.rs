@@ -15,7 +15,7 @@ use crate::{
 use crew::{Company, Crew};
 use interrupt::{Interrupts, Watchdog};
 use shardwright_loader::{
-    load::{LoadOptions, load},
+    load::{LoadOptions, OnReady, load},
     trace::Tracer,
     verify::Extent,
 };
@@ -33,6 +33,7 @@ pub(crate) fn run(args: &Load, out: &mut dyn Write) -> Result<(), Failure> {
         threads: 0,
         flip_byte_of: args.flip_byte,
         interrupted: interrupts.flag(),
+        on_ready: OnReady::default(),
         tracer: if args.trace.is_some() { Tracer::on() } else { Tracer::default() },
     };
     // A driver that hangs does so from the first call on.

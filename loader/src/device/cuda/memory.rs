@@ -4,11 +4,11 @@ use super::{
     CudaOptions,
     driver::{Context, CudaError, DeviceBuffer, IpcHandle, Origin, gpu_name},
     registered::{Registered, WORTH_WHILE},
-    staging::Staging,
+    staging::{Slot, Staging},
     sums::Summing,
 };
 use crate::{
-    device::{Block, DeviceError, DeviceMemory, Place, Sum},
+    device::{Block, DeviceError, DeviceMemory, Filling, Place, Sum},
     fingerprint::Fingerprint,
 };
 use std::{mem::ManuallyDrop, ops::Range, time::Duration};
@@ -99,6 +99,25 @@ impl CudaMemory {
     }
 }
 
+/// A slot whose bytes are to be copied to a place of the memory.
+struct StagedFilling<'a> {
+    slot: Slot<'a>,
+    weights: &'a DeviceBuffer,
+    /// Made by [`CudaMemory::range`], and no longer than the slot.
+    range: Range<usize>,
+}
+
+impl Filling for StagedFilling<'_> {
+    fn bytes(&mut self) -> &mut [u8] {
+        self.slot.bytes(self.range.len())
+    }
+
+    fn done(self: Box<Self>) -> Result<(), DeviceError> {
+        let Self { slot, weights, range } = *self;
+        Ok(slot.copy_to(weights, range.start, range.len())?)
+    }
+}
+
 impl DeviceMemory for CudaMemory {
     fn len(&self) -> u64 {
         self.len
@@ -113,7 +132,7 @@ impl DeviceMemory for CudaMemory {
         self.inner.staging.slot_bytes() as u64
     }
 
-    fn fill(&self, at: u64, bytes: u64, with: &mut dyn FnMut(&mut [u8]) -> bool) -> Result<(), DeviceError> {
+    fn begin(&self, at: u64, bytes: u64) -> Result<Box<dyn Filling + '_>, DeviceError> {
         if self.inner.weights.origin() == Origin::Opened {
             let device = gpu_name(self.inner.weights.context().gpu().ordinal);
             return Err(DeviceError::ReadOnly { device });
@@ -122,11 +141,7 @@ impl DeviceMemory for CudaMemory {
         if range.len() > self.inner.staging.slot_bytes() {
             return Err(DeviceError::OutOfRange { at, bytes, len: self.window_bytes() });
         }
-        let mut slot = self.inner.staging.slot()?;
-        if with(slot.bytes(range.len())) {
-            slot.copy_to(&self.inner.weights, range.start, range.len())?;
-        }
-        Ok(())
+        Ok(Box::new(StagedFilling { slot: self.inner.staging.slot()?, weights: &self.inner.weights, range }))
     }
 
     fn least_mapped_bytes(&self) -> Option<usize> {

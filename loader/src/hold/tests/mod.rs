@@ -7,7 +7,7 @@ mod sockets;
 
 use super::*;
 use crate::{
-    device::{Device, DeviceError, DeviceMemory, HostDevice, Place, Sum},
+    device::{Device, DeviceError, DeviceMemory, Filling, HostDevice, Place, Sum},
     fingerprint::Fingerprint,
     load::{LoadFigures, LoadedRank, PlacedTensors, RankWeights, TensorPlace},
 };
@@ -35,11 +35,9 @@ impl Pretended {
     /// Of `len` bytes, which depend on `seed`.
     fn new(len: u64, seed: u8) -> Self {
         let memory = HostDevice.allocate(len).unwrap();
-        let mut with = |into: &mut [u8]| {
-            into.iter_mut().zip((0..251u8).cycle()).for_each(|(byte, value)| *byte = value ^ seed);
-            true
-        };
-        memory.fill(0, len, &mut with).unwrap();
+        let mut filling = memory.begin(0, len).unwrap();
+        filling.bytes().iter_mut().zip((0..251u8).cycle()).for_each(|(byte, value)| *byte = value ^ seed);
+        filling.done().unwrap();
         Self(Arc::from(memory))
     }
 
@@ -61,7 +59,7 @@ impl DeviceMemory for Pretended {
         1
     }
 
-    fn fill(&self, _: u64, _: u64, _: &mut dyn FnMut(&mut [u8]) -> bool) -> Result<(), DeviceError> {
+    fn begin(&self, _: u64, _: u64) -> Result<Box<dyn Filling + '_>, DeviceError> {
         Err(DeviceError::ReadOnly { device: "pretended".to_owned() })
     }
 

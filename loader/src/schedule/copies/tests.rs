@@ -87,7 +87,7 @@ proptest! {
         for slice in partition.slices(&shape, &Shares::equal(parts)).unwrap().into_iter().flatten() {
             let expected = oracle(&entry, &data, &slice);
             let tensor = RankTensor {
-                name: "t".into(), dtype: entry.dtype, shape: shape.clone(), slice, copy: 1, copies: 2,
+                name: "t".into(), dtype: entry.dtype, shape: shape.clone(), turn: Turn::First, slice, copy: 1, copies: 2,
             };
             let placed = place_tensor(0, &entry, tensor, 256).unwrap();
             let mut memory = vec![0; 256 + usize::try_from(placed.bytes).unwrap()];

@@ -1,0 +1,117 @@
+//! What has arrived so far, between the threads that read and those that stand for ranks.
+
+use super::LoadError;
+use crate::{
+    fingerprint::Fingerprint,
+    schedule::{Batches, Pass, Place, Schedule},
+};
+use std::{
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// How often whoever waits looks whether there is any use in it.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What has arrived so far.
+pub(super) struct Arrivals {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    /// Units of each batch that are still to come.
+    left: Vec<usize>,
+    /// What was summed up on its way: of each schedule's tensors the sum of each piece.
+    own: Vec<Vec<Vec<Fingerprint>>>,
+    /// What was summed up of the files, by the tensors' numbers in the catalog.
+    expected: Vec<Fingerprint>,
+    /// Whether nothing more comes.
+    stopped: bool,
+}
+
+/// Sums of what one unit brought.
+#[derive(Default)]
+pub(super) struct UnitSums {
+    /// Of pieces in ranks' memory.
+    pub(super) own: Vec<(Place, usize, Fingerprint)>,
+    /// Of files, by the tensors' numbers in the catalog.
+    pub(super) expected: Vec<(usize, Fingerprint)>,
+}
+
+impl Arrivals {
+    pub(super) fn new(pass: &Pass<'_>, schedules: &[Schedule], batches: &Batches, tensors: usize) -> Self {
+        let mut left = vec![0; batches.count()];
+        pass.units.iter().for_each(|unit| left[unit.batch] += 1);
+        let sums = |pieces: usize| vec![Fingerprint::default(); pieces];
+        let of =
+            |schedule: &Schedule| schedule.tensors.iter().map(|tensor| sums(tensor.pieces.len())).collect();
+        let own = schedules.iter().map(of).collect();
+        let state = State { left, own, expected: vec![Fingerprint::default(); tensors], stopped: false };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// Takes note of a unit of batch `batch` that is on its way to all devices.
+    pub(super) fn arrived(&self, batch: usize, sums: UnitSums) {
+        let mut state = self.lock();
+        for (place, piece, sum) in sums.own {
+            state.own[place.seat][place.tensor][piece].merge(sum);
+        }
+        for (id, sum) in sums.expected {
+            state.expected[id].merge(sum);
+        }
+        state.left[batch] -= 1;
+        if state.left[batch] == 0 {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Says that nothing more comes.
+    pub(super) fn stop(&self) {
+        self.lock().stopped = true;
+        self.changed.notify_all();
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.lock().stopped
+    }
+
+    /// Waits until all of batch `batch` is on its way; false when it will not be. `check` is asked now and then whether to go on.
+    pub(super) fn wait(
+        &self,
+        batch: usize,
+        check: &dyn Fn() -> Result<(), LoadError>,
+    ) -> Result<bool, LoadError> {
+        let mut state = self.lock();
+        while state.left[batch] > 0 {
+            if state.stopped {
+                return Ok(false);
+            }
+            state = self.changed.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
+            drop(state);
+            check()?;
+            state = self.lock();
+        }
+        Ok(true)
+    }
+
+    /// The sums of what has arrived for schedule `seat`, which is complete for batches that were waited for: of its tensors in
+    /// `places`; others' are left out.
+    pub(super) fn own(&self, seat: usize, places: impl Iterator<Item = usize>) -> Vec<Vec<Fingerprint>> {
+        let state = self.lock();
+        let mut own = vec![Vec::new(); state.own[seat].len()];
+        places.for_each(|place| own[place].clone_from(&state.own[seat][place]));
+        own
+    }
+
+    /// The sums of the files so far.
+    pub(super) fn expected(&self, ids: impl Iterator<Item = usize>) -> Vec<(usize, Fingerprint)> {
+        let state = self.lock();
+        ids.map(|id| (id, state.expected[id])).collect()
+    }
+
+    /// A thread that panicked left sums that are too small, which verification finds.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,357 @@
+//! The threads that read: each takes unit after unit of the pass, reads it, and hands its bytes to the ranks that want them.
+//!
+//! While a piece of a file is still in the core's cache it is summed up as what should arrive, copied, and, where the copy lies
+//! in the rank's memory itself, summed up there as what did.
+
+use super::{
+    LoadError, Progress,
+    arrivals::{Arrivals, UnitSums},
+};
+use crate::{
+    device::{DeviceMemory, Filling},
+    fingerprint::Fingerprint,
+    schedule::{Answers, Pass, Place, Rows, Unit},
+    source::{Request, Source, SourceError},
+    trace::{Tracer, Track},
+};
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    ops::{ControlFlow, Range},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+/// Requests of one unit have numbers below this.
+const MOST_REQUESTS: u64 = 1 << 24;
+
+/// What reading needs to know.
+pub(super) struct Lanes<'a> {
+    pub(super) pass: &'a Pass<'a>,
+    pub(super) source: &'a dyn Source,
+    /// The ranks' memory, and the ranks, by schedule.
+    pub(super) memories: &'a [(u32, &'a dyn DeviceMemory)],
+    pub(super) answers: Answers,
+    /// Whether each tensor is verified, by its number in the catalog; empty when none is.
+    pub(super) chosen: &'a [bool],
+    pub(super) arrivals: &'a Arrivals,
+    pub(super) progress: &'a Progress,
+    pub(super) tracer: &'a Tracer,
+    /// A byte to flip in a rank's memory, by schedule.
+    pub(super) flip: Option<(usize, u64)>,
+    /// Called again and again; an error ends the reading with it.
+    pub(super) step: &'a (dyn Fn() -> Result<(), LoadError> + Sync),
+}
+
+/// What the threads have in common.
+#[derive(Default)]
+struct Common {
+    next: AtomicUsize,
+    failure: Mutex<Option<LoadError>>,
+}
+
+impl Lanes<'_> {
+    /// Reads everything with `threads` threads; `failed` hears of the first failure as soon as there is one.
+    ///
+    /// # Errors
+    /// [`LoadError`] of the thread that failed first.
+    pub(super) fn run(&self, threads: usize, failed: &(dyn Fn(&LoadError) + Sync)) -> Result<(), LoadError> {
+        let common = Common::default();
+        let lane = |number: usize| {
+            let track = Track {
+                rank: self.memories.first().map_or(0, |(rank, _)| *rank),
+                lane: format!("reader {number}"),
+            };
+            if let Err(error) = self.lane(&common, &track) {
+                let mut failure = common.failure.lock().unwrap_or_else(PoisonError::into_inner);
+                if failure.is_none() {
+                    failed(&error);
+                    *failure = Some(error);
+                }
+                drop(failure);
+                self.arrivals.stop();
+            }
+        };
+        std::thread::scope(|scope| {
+            for number in 1..threads.min(self.pass.units.len()) {
+                let lane = &lane;
+                scope.spawn(move || lane(number));
+            }
+            lane(0);
+        });
+        match common.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    fn lane(&self, common: &Common, track: &Track) -> Result<(), LoadError> {
+        if self.memories.iter().any(|(_, memory)| memory.least_mapped_bytes().is_some()) {
+            return self.straight(&common.next, track);
+        }
+        // What was asked for, unit by unit, and is still to come; and the bytes of each unit.
+        let (queue, sizes) = (RefCell::new(VecDeque::new()), RefCell::new(VecDeque::new()));
+        let mut next = || {
+            loop {
+                if let Some(request) = queue.borrow_mut().pop_front() {
+                    return Some(request);
+                }
+                let (number, requests) = self.next_requests(&common.next)?;
+                let bytes: u64 = requests.iter().map(|request| request.range.len()).sum();
+                sizes.borrow_mut().push_back((number, bytes));
+                *queue.borrow_mut() = requests;
+            }
+        };
+        let mut open: Option<Open<'_>> = None;
+        let mut failure = None;
+        let mut since = Instant::now();
+        let mut deliver = |request: Request, at: u64, piece: &[u8]| {
+            let begin = Instant::now();
+            self.tracer.add(track, "read", since, begin - since);
+            let mut take = || -> Result<(), LoadError> {
+                (self.step)()?;
+                let number = usize::try_from(request.tag / MOST_REQUESTS).unwrap_or(usize::MAX);
+                let unit = match &mut open {
+                    Some(unit) => unit,
+                    None => {
+                        let (_, bytes) = sizes.borrow_mut().pop_front().unwrap_or((number, 0));
+                        open.insert(self.open(number, bytes)?)
+                    }
+                };
+                self.hand_out(unit, request, at, piece)?;
+                unit.left = unit.left.saturating_sub(piece.len() as u64);
+                if unit.left == 0
+                    && let Some(unit) = open.take()
+                {
+                    self.close(unit)?;
+                }
+                Ok(())
+            };
+            let outcome = take();
+            since = Instant::now();
+            self.tracer.add(track, "copy", begin, since - begin);
+            match outcome {
+                Ok(()) if !self.arrivals.is_stopped() => ControlFlow::Continue(()),
+                Ok(()) => ControlFlow::Break(()),
+                Err(error) => {
+                    failure = Some(error);
+                    ControlFlow::Break(())
+                }
+            }
+        };
+        let read = self.source.stream(&mut next, &mut deliver);
+        match failure {
+            Some(error) => Err(error),
+            None => Ok(read?),
+        }
+    }
+
+    /// What is wanted of the next unit of which anything is.
+    fn next_requests(&self, next: &AtomicUsize) -> Option<(usize, VecDeque<Request>)> {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let unit = self.pass.units.get(number)?;
+            let requests = self.requests(number, unit);
+            if !requests.is_empty() {
+                return Some((number, requests));
+            }
+            self.arrivals.arrived(unit.batch, UnitSums::default());
+        }
+    }
+
+    fn requests(&self, number: usize, unit: &Unit) -> VecDeque<Request> {
+        let first = number as u64 * MOST_REQUESTS;
+        let of_span = |(span, at): (&_, u64)| {
+            let wanted = self.pass.wanted(span);
+            let file = self.pass.tensors[span.tensor].file;
+            wanted.into_iter().map(move |range| Request { file, range, tag: first + at })
+        };
+        unit.spans.iter().zip(0..).flat_map(of_span).collect()
+    }
+
+    /// Begins to fill the memory that the unit fills.
+    fn open(&self, number: usize, bytes: u64) -> Result<Open<'_>, LoadError> {
+        let unit = &self.pass.units[number];
+        let mut fillings = Vec::with_capacity(self.memories.len());
+        for ((rank, memory), window) in self.memories.iter().zip(&unit.windows) {
+            if window.is_empty() {
+                fillings.push(None);
+                continue;
+            }
+            let on_device = |source| LoadError::Device { rank: *rank, source };
+            let mut filling = memory.begin(window.start, window.end - window.start).map_err(on_device)?;
+            // What is staged goes as a whole, with what lies between tensors.
+            if !memory.is_filled_in_place() {
+                filling.bytes().fill(0);
+            }
+            fillings.push(Some((filling, window.start)));
+        }
+        Ok(Open { unit, left: bytes, fillings, sums: UnitSums::default() })
+    }
+
+    fn hand_out(
+        &self,
+        open: &mut Open<'_>,
+        request: Request,
+        at: u64,
+        piece: &[u8],
+    ) -> Result<(), LoadError> {
+        let end = at + piece.len() as u64;
+        let out_of_range = || SourceError::OutOfRange { file: request.file, start: at, stop: end };
+        let span = usize::try_from(request.tag % MOST_REQUESTS).ok().and_then(|at| open.unit.spans.get(at));
+        let span = span.ok_or_else(out_of_range)?;
+        let tensor = &self.pass.tensors[span.tensor];
+        let start = tensor.bytes.start();
+        let summed = self.chosen.get(tensor.id) == Some(&true);
+        let seed = tensor.seed;
+        if summed {
+            for run in &tensor.answered {
+                let run = run.start.max(at)..run.end.min(end);
+                if !run.is_empty() {
+                    let bytes = part(piece, at, &run).ok_or_else(out_of_range)?;
+                    let mut sum = Fingerprint::default();
+                    sum.add(seed, run.start - start, bytes);
+                    add(&mut open.sums.expected, tensor.id, sum);
+                }
+            }
+        }
+        for &place in &tensor.places {
+            let Some((filling, window)) = open.fillings.get_mut(place.seat).and_then(Option::as_mut) else {
+                continue;
+            };
+            let in_place = self.memories[place.seat].1.is_filled_in_place();
+            let into = filling.bytes();
+            let flip = self.flip.filter(|(seat, _)| *seat == place.seat).map(|(_, byte)| byte);
+            let mut copied = 0;
+            for (number, boxed) in self.pass.placed(place).pieces.iter().enumerate() {
+                let (mut own, mut wanted) = (Fingerprint::default(), Fingerprint::default());
+                for rows in Pass::rows(boxed, at..end) {
+                    copied += rows.bytes();
+                    for run in Runs::of(rows) {
+                        let from = part(piece, at, &run.from).ok_or_else(out_of_range)?;
+                        let to = part_mut(into, *window, &run.to).ok_or_else(out_of_range)?;
+                        to.copy_from_slice(from);
+                        if let Some(byte) = flip.filter(|byte| run.to.contains(byte))
+                            && let Some(byte) =
+                                usize::try_from(byte - run.to.start).ok().and_then(|at| to.get_mut(at))
+                        {
+                            *byte ^= 1;
+                        }
+                    }
+                    if summed && (in_place || self.answers == Answers::ForItself) {
+                        for run in Runs::of(rows) {
+                            let in_tensor = run.from.start - start;
+                            if in_place {
+                                own.add(
+                                    seed,
+                                    in_tensor,
+                                    part_mut(into, *window, &run.to).ok_or_else(out_of_range)?,
+                                );
+                            }
+                            if self.answers == Answers::ForItself {
+                                wanted.add(
+                                    seed,
+                                    in_tensor,
+                                    part(piece, at, &run.from).ok_or_else(out_of_range)?,
+                                );
+                            }
+                        }
+                    }
+                }
+                if own.bytes() > 0 {
+                    open.sums.add_own(place, number, own);
+                }
+                if wanted.bytes() > 0 {
+                    add(&mut open.sums.expected, tensor.id, wanted);
+                }
+            }
+            self.progress.add(copied);
+        }
+        Ok(())
+    }
+
+    /// Sends the unit on its way.
+    fn close(&self, open: Open<'_>) -> Result<(), LoadError> {
+        let Open { unit, fillings, sums, .. } = open;
+        for ((rank, _), filling) in self.memories.iter().zip(fillings) {
+            if let Some((filling, _)) = filling {
+                filling.done().map_err(|source| LoadError::Device { rank: *rank, source })?;
+            }
+        }
+        self.arrivals.arrived(unit.batch, sums);
+        Ok(())
+    }
+}
+
+/// A unit of which some has been read.
+struct Open<'a> {
+    unit: &'a Unit,
+    /// Bytes still to come.
+    left: u64,
+    /// Where it goes, and the first byte of that in the rank's memory, by schedule.
+    fillings: Vec<Option<(Box<dyn Filling + 'a>, u64)>>,
+    sums: UnitSums,
+}
+
+/// Runs of bytes of a file, and where they go in a rank's memory.
+pub(super) struct Runs {
+    rows: Rows,
+    next: u64,
+}
+
+pub(super) struct Run {
+    pub(super) from: Range<u64>,
+    pub(super) to: Range<u64>,
+}
+
+impl Runs {
+    pub(super) fn of(rows: Rows) -> Self {
+        Self { rows, next: 0 }
+    }
+}
+
+impl Iterator for Runs {
+    type Item = Run;
+
+    fn next(&mut self) -> Option<Run> {
+        let Self { rows, next } = self;
+        (*next < rows.runs).then(|| {
+            let (from, to) = (rows.from + *next * rows.from_stride, rows.to + *next * rows.to_stride);
+            *next += 1;
+            Run { from: from..from + rows.run_bytes, to: to..to + rows.run_bytes }
+        })
+    }
+}
+
+impl UnitSums {
+    fn add_own(&mut self, place: Place, piece: usize, sum: Fingerprint) {
+        match self.own.iter_mut().rev().find(|(at, number, _)| (*at, *number) == (place, piece)) {
+            Some((_, _, own)) => own.merge(sum),
+            None => self.own.push((place, piece, sum)),
+        }
+    }
+}
+
+/// Adds to the sum of tensor `id`, which is most often the last one.
+pub(super) fn add(sums: &mut Vec<(usize, Fingerprint)>, id: usize, sum: Fingerprint) {
+    match sums.iter_mut().rev().find(|(at, _)| *at == id) {
+        Some((_, total)) => total.merge(sum),
+        None => sums.push((id, sum)),
+    }
+}
+
+/// The run `run` of bytes that begin at `at`.
+fn part<'a>(bytes: &'a [u8], at: u64, run: &Range<u64>) -> Option<&'a [u8]> {
+    bytes.get(
+        usize::try_from(run.start.checked_sub(at)?).ok()?..usize::try_from(run.end.checked_sub(at)?).ok()?,
+    )
+}
+
+fn part_mut<'a>(bytes: &'a mut [u8], at: u64, run: &Range<u64>) -> Option<&'a mut [u8]> {
+    bytes.get_mut(
+        usize::try_from(run.start.checked_sub(at)?).ok()?..usize::try_from(run.end.checked_sub(at)?).ok()?,
+    )
+}

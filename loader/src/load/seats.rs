@@ -1,0 +1,219 @@
+//! The ranks of a process: what each does beside the threads that read for all of them.
+
+use super::{
+    FiguresOfRanks, LoadError, LoadFigures, LoadOptions, LoadedRank, RankWeights, Ready, Seat, TensorPlace,
+    arrivals::Arrivals,
+};
+use crate::{
+    collective::{CollectiveError, Communicator, Lifeline, Reduce},
+    device::DeviceMemory,
+    fingerprint::Fingerprint,
+    schedule::{Batches, Schedule},
+    source::Source,
+    trace::{Traced, Track},
+    verify::{Arrived, Verification, Verified, Verifier, VerifyError},
+};
+use shardwright_planner::{checkpoint::Catalog, plan::Plan};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+/// What all ranks of a process have in common.
+pub(super) struct Job<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) catalog: &'a Catalog,
+    pub(super) source: &'a dyn Source,
+    pub(super) options: &'a LoadOptions,
+    pub(super) batches: &'a Batches,
+    /// Whether each tensor is verified, by its number in the catalog; empty when none is.
+    pub(super) chosen: &'a [bool],
+}
+
+/// A rank whose device and communicator are there, and its memory.
+pub(super) struct Seated<'a> {
+    pub(super) schedule: &'a Schedule,
+    pub(super) memory: Arc<dyn DeviceMemory>,
+    pub(super) communicator: Option<Box<dyn Communicator>>,
+    pub(super) lifeline: Option<Lifeline>,
+    begin: Instant,
+}
+
+/// What a rank ends with.
+pub(super) struct Done {
+    of_all_ranks: FiguresOfRanks,
+    verified: Option<Verified>,
+}
+
+impl<'a> Seated<'a> {
+    /// Finds the devices together and allocates the rank's memory; tells the others if that cannot be.
+    pub(super) fn new(schedule: &'a Schedule, seat: Seat<'_>, verifies: bool) -> Result<Self, LoadError> {
+        let Seat { rank, device, communicator } = seat;
+        let on_device = |source| LoadError::Device { rank, source };
+        // Devices find together before anything is loaded: what fails here fails early.
+        let mut communicator = match communicator {
+            Some(control) if verifies => Some(device.connect(control).map_err(on_device)?),
+            control => control,
+        };
+        let begin = Instant::now();
+        let memory = device.allocate(schedule.memory_bytes).map_err(on_device).inspect_err(|error| {
+            if let Some(communicator) = &mut communicator {
+                communicator.abort(&error.cause());
+            }
+        })?;
+        let lifeline = communicator.as_deref().map(Communicator::lifeline);
+        Ok(Self { schedule, memory: memory.into(), communicator, lifeline, begin })
+    }
+
+    /// Its weights, when all is done.
+    pub(super) fn loaded(self, done: Done) -> LoadedRank {
+        let weights = RankWeights::new(self.schedule.rank, Arc::new(self.schedule.into()), self.memory);
+        LoadedRank::new(weights, done.of_all_ranks, done.verified)
+    }
+}
+
+impl Job<'_> {
+    /// Whether somebody asked to stop, or another rank failed.
+    pub(super) fn check(&self, rank: u32, lifeline: Option<&Lifeline>) -> Result<(), LoadError> {
+        if self.options.interrupted.load(Ordering::Relaxed) {
+            return Err(LoadError::Interrupted { rank });
+        }
+        let failure = lifeline.and_then(Lifeline::failure);
+        failure.map_or(Ok(()), |source| Err(LoadError::Collective { rank, source }))
+    }
+
+    /// Follows the arrival of one rank's tensors, batch by batch, and verifies them. `None` when they do not all arrive, which is
+    /// for those who read to say.
+    pub(super) fn follow(
+        &self,
+        seat: usize,
+        seated: &mut Seated<'_>,
+        arrivals: &Arrivals,
+    ) -> Result<Option<Done>, LoadError> {
+        let outcome = self.follow_to_the_end(seat, seated, arrivals);
+        if let (Err(error), Some(communicator)) = (&outcome, &mut seated.communicator) {
+            // Before the memory is given back, which may take a while where the GPU hangs.
+            communicator.abort(&error.cause());
+        }
+        outcome
+    }
+
+    fn follow_to_the_end(
+        &self,
+        seat: usize,
+        seated: &mut Seated<'_>,
+        arrivals: &Arrivals,
+    ) -> Result<Option<Done>, LoadError> {
+        let Seated { schedule, memory, communicator, lifeline, begin } = seated;
+        let (schedule, memory, lifeline) = (*schedule, memory.as_ref(), lifeline.as_ref());
+        let rank = schedule.rank;
+        let track = Track { rank, lane: "verification".to_owned() };
+        let tracer = &self.options.tracer;
+        let mut traced = communicator.as_deref_mut().map(|inner| Traced::new(inner, tracer, &track));
+        let check = || self.check(rank, lifeline);
+        let step = || match check() {
+            Ok(()) => {
+                lifeline.inspect(|lifeline| lifeline.beat());
+                Ok(())
+            }
+            Err(LoadError::Collective { source, .. }) => Err(VerifyError::Collective(source)),
+            Err(_) => Err(VerifyError::Interrupted),
+        };
+        let not_verified = |source| match source {
+            VerifyError::Interrupted => LoadError::Interrupted { rank },
+            source => LoadError::Verify { rank, source },
+        };
+        let this = Verification {
+            plan: self.plan,
+            catalog: self.catalog,
+            schedule,
+            memory,
+            source: self.source,
+            chosen: self.chosen,
+            step: &step,
+        };
+        let mut verifier = None;
+        if self.options.verify.is_some() {
+            let communicator = traced.as_mut().map(|traced| traced as &mut dyn Communicator);
+            verifier = Some(Verifier::new(&this, communicator).map_err(not_verified)?);
+        }
+
+        let held: HashMap<usize, usize> =
+            schedule.tensors.iter().enumerate().map(|(at, tensor)| (tensor.id, at)).collect();
+        let tensors: Vec<TensorPlace> = schedule.tensors.iter().map(TensorPlace::from).collect();
+        let mut expected = vec![Fingerprint::default(); self.catalog.tensors().len()];
+        let mut load = begin.elapsed();
+        let (last, mut since) = (self.batches.count().saturating_sub(1), Instant::now());
+        for number in 0..self.batches.count() {
+            if !arrivals.wait(number, &check)? {
+                return Ok(None);
+            }
+            let ids = || self.batches.tensors(number);
+            let places = || ids().filter_map(|id| held.get(&id).copied());
+            if number == last || (verifier.is_none() && self.options.on_ready.is_wanted()) {
+                memory.finish().map_err(|source| LoadError::Device { rank, source })?;
+            }
+            if number == last {
+                (load, since) = (begin.elapsed(), Instant::now());
+            }
+            let mut wrong = Vec::new();
+            if let Some(verifier) = &mut verifier {
+                let _span = tracer.span(&track, "verify");
+                let own = arrivals.own(seat, places());
+                let arrived =
+                    if memory.is_filled_in_place() { Arrived::Summed(&own) } else { Arrived::OnDevice };
+                // One rank of a process brings what the process has summed up of the files.
+                if seat == 0 {
+                    arrivals.expected(ids()).into_iter().for_each(|(id, sum)| expected[id] = sum);
+                }
+                let communicator = traced.as_mut().map(|traced| traced as &mut dyn Communicator);
+                let found = verifier.batch(ids(), &arrived, &expected, communicator).map_err(not_verified)?;
+                wrong.extend(found.iter().map(|mismatch| mismatch.tensor.clone()));
+            }
+            if self.options.on_ready.is_wanted() {
+                let address = memory.place().address();
+                let all = places().map(|place| tensors[place].at(address));
+                let tensors = all.filter(|tensor| !wrong.iter().any(|wrong| wrong == tensor.name)).collect();
+                let verified = verifier.is_some();
+                self.options.on_ready.tell(Ready { rank, tensors, memory, verified });
+            }
+        }
+        if self.batches.count() == 0 {
+            memory.finish().map_err(|source| LoadError::Device { rank, source })?;
+            load = begin.elapsed();
+        }
+        let verified = verifier.map(Verifier::finish);
+        let verify = since.elapsed();
+        let tensors = schedule.tensors.len() as u64;
+        let figures = LoadFigures { tensors, bytes: schedule.copied_bytes(), load, verify };
+        // Nobody says that it is done before all are.
+        let of_all_ranks = match &mut traced {
+            Some(communicator) => {
+                share(figures, communicator).map_err(|source| LoadError::Collective { rank, source })?
+            }
+            None => vec![(rank, figures)],
+        };
+        Ok(Some(Done { of_all_ranks, verified }))
+    }
+}
+
+/// The figures of all ranks, on each of them.
+fn share(
+    figures: LoadFigures,
+    communicator: &mut dyn Communicator,
+) -> Result<FiguresOfRanks, CollectiveError> {
+    const NUMBERS: usize = 4;
+    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    let mut numbers = vec![[0; NUMBERS]; communicator.world_size() as usize];
+    numbers[communicator.rank() as usize] =
+        [figures.tensors, figures.bytes, nanos(figures.load), nanos(figures.verify)];
+    communicator.all_reduce(numbers.as_flattened_mut(), Reduce::Sum)?;
+    let of_rank = |[tensors, bytes, load, verify]: [u64; NUMBERS]| LoadFigures {
+        tensors,
+        bytes,
+        load: Duration::from_nanos(load),
+        verify: Duration::from_nanos(verify),
+    };
+    Ok((0..).zip(numbers.into_iter().map(of_rank)).collect())
+}

@@ -1,0 +1,215 @@
+//! Copies straight from mapped files to a GPU, with no staging between, where the device can.
+
+use super::{
+    LoadError,
+    arrivals::UnitSums,
+    lanes::{Lanes, Runs, add},
+};
+use crate::{
+    device::Block,
+    fingerprint::Fingerprint,
+    schedule::{Answers, Pass, Place, Rows, Unit},
+    source::{Request, SourceError},
+    trace::Track,
+};
+use shardwright_planner::checkpoint::ByteRange;
+use std::{
+    ops::{ControlFlow, Range},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+impl Lanes<'_> {
+    /// Takes unit after unit, and copies each rank's rows by themselves.
+    pub(super) fn straight(&self, next: &AtomicUsize, track: &Track) -> Result<(), LoadError> {
+        while !self.arrivals.is_stopped() {
+            let Some(unit) = self.pass.units.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+            let mut sums = UnitSums::default();
+            for span in &unit.spans {
+                let tensor = &self.pass.tensors[span.tensor];
+                let file = tensor.file;
+                for &place in &tensor.places {
+                    let pieces = &self.pass.placed(place).pieces;
+                    for rows in pieces.iter().flat_map(|piece| Pass::rows(piece, span.bytes.clone())) {
+                        (self.step)()?;
+                        self.rows(place, file, rows, track)?;
+                        self.progress.add(rows.bytes());
+                    }
+                }
+            }
+            self.sum_files(unit, &mut sums)?;
+            self.arrivals.arrived(unit.batch, sums);
+        }
+        Ok(())
+    }
+
+    /// Sums up what should arrive: the device sums up what did.
+    fn sum_files(&self, unit: &Unit, sums: &mut UnitSums) -> Result<(), LoadError> {
+        for span in &unit.spans {
+            let tensor = &self.pass.tensors[span.tensor];
+            if self.chosen.get(tensor.id) != Some(&true) {
+                continue;
+            }
+            let mut runs: Vec<Range<u64>> = tensor.answered.clone();
+            if self.answers == Answers::ForItself {
+                let pieces = tensor.places.iter().flat_map(|&place| &self.pass.placed(place).pieces);
+                let rows = pieces.flat_map(|piece| Pass::rows(piece, span.bytes.clone()));
+                runs = rows.flat_map(Runs::of).map(|run| run.from).collect();
+            }
+            for run in runs {
+                let run = run.start.max(span.bytes.start)..run.end.min(span.bytes.end);
+                let Some(range) = ByteRange::new(run.start, run.end, u64::MAX).filter(|_| !run.is_empty())
+                else {
+                    continue;
+                };
+                let mut sum = Fingerprint::default();
+                self.read(tensor.file, range, &mut |at, piece| {
+                    sum.add(tensor.seed, at - tensor.bytes.start(), piece);
+                })?;
+                add(&mut sums.expected, tensor.id, sum);
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies rows straight from where the source has them, or through the memory's staging where that does not go.
+    fn rows(&self, place: Place, file: usize, rows: Rows, track: &Track) -> Result<(), LoadError> {
+        let (rank, memory) = self.memories[place.seat];
+        let on_device = |source| LoadError::Device { rank, source };
+        let out_of_range = || SourceError::OutOfRange {
+            file,
+            start: rows.from,
+            stop: rows.from.saturating_add(rows.span()),
+        };
+        let least = memory.least_mapped_bytes().unwrap_or(usize::MAX);
+        let range = ByteRange::new(rows.from, rows.from.saturating_add(rows.span()), u64::MAX)
+            .ok_or_else(out_of_range)?;
+        let flipped = self.flip.is_some_and(|(seat, byte)| {
+            seat == place.seat && (rows.to..rows.to + rows.to_stride * rows.runs).contains(&byte)
+        });
+        let Some(bytes) = self.source.mapped(file, range).filter(|_| !flipped) else {
+            return self.staged(place, file, rows, track);
+        };
+        // Neighbouring rows meet within a page, which only one of them could have: the edges of a run go the usual way.
+        let inner = if rows.runs == 1 { whole_pages(bytes) } else { 0..bytes.len() };
+        if inner.len() < least {
+            return self.staged(place, file, rows, track);
+        }
+        let part = |part: &Range<usize>| Rows {
+            from: rows.from + part.start as u64,
+            to: rows.to + part.start as u64,
+            run_bytes: part.len() as u64,
+            ..rows
+        };
+        let middle = if rows.runs == 1 { part(&inner) } else { rows };
+        let edges = [0..inner.start, inner.end..bytes.len()].map(|edge| part(&edge));
+        let count = |number: u64| usize::try_from(number).map_err(|_| LoadError::from(out_of_range()));
+        let block = Block {
+            bytes: &bytes[inner],
+            run_bytes: count(middle.run_bytes)?,
+            stride: count(middle.from_stride)?,
+            runs: count(middle.runs)?,
+        };
+        let span = self.tracer.span(track, "copy from the mapping");
+        let copied = memory.copy_mapped(block, middle.to, middle.to_stride).map_err(on_device)?;
+        drop(span);
+        if !copied {
+            return self.staged(place, file, rows, track);
+        }
+        for rows in edges.into_iter().filter(|edge| rows.runs == 1 && edge.run_bytes > 0) {
+            self.staged(place, file, rows, track)?;
+        }
+        Ok(())
+    }
+
+    /// Copies rows through the memory's staging.
+    fn staged(&self, place: Place, file: usize, rows: Rows, track: &Track) -> Result<(), LoadError> {
+        let (rank, memory) = self.memories[place.seat];
+        let on_device = |source| LoadError::Device { rank, source };
+        // Rows that lie one after the other go in one piece.
+        let together = rows.runs == 1 || rows.to_stride == rows.run_bytes;
+        let (step, pieces) = if together { (rows.runs, 1) } else { (1, rows.runs) };
+        for piece in 0..pieces {
+            let first = piece * step;
+            let part = Rows {
+                from: rows.from + first * rows.from_stride,
+                to: rows.to + first * rows.to_stride,
+                runs: step,
+                ..rows
+            };
+            let mut filling = memory.begin(part.to, part.bytes()).map_err(on_device)?;
+            let _span = self.tracer.span(track, "read");
+            let into = filling.bytes();
+            for run in Runs::of(part) {
+                let out_of_range =
+                    || SourceError::OutOfRange { file, start: run.from.start, stop: run.from.end };
+                let range =
+                    ByteRange::new(run.from.start, run.from.end, u64::MAX).ok_or_else(out_of_range)?;
+                let mut fits = true;
+                self.read(file, range, &mut |at, bytes| {
+                    let start =
+                        usize::try_from(run.to.start - part.to + (at - run.from.start)).unwrap_or(usize::MAX);
+                    let place = into.get_mut(start..start.saturating_add(bytes.len()));
+                    fits &= place.map(|place| place.copy_from_slice(bytes)).is_some();
+                })?;
+                if !fits {
+                    return Err(out_of_range().into());
+                }
+            }
+            if let Some((seat, byte)) = self.flip
+                && seat == place.seat
+                && let Some(byte) =
+                    byte.checked_sub(part.to).and_then(|at| into.get_mut(usize::try_from(at).ok()?))
+            {
+                *byte ^= 1;
+            }
+            filling.done().map_err(on_device)?;
+        }
+        Ok(())
+    }
+
+    /// Reads one run of a file.
+    fn read(
+        &self,
+        file: usize,
+        range: ByteRange,
+        with: &mut dyn FnMut(u64, &[u8]),
+    ) -> Result<(), SourceError> {
+        let mut request = Some(Request { file, range, tag: 0 });
+        self.source.stream(&mut || request.take(), &mut |_, at, piece| {
+            with(at, piece);
+            ControlFlow::Continue(())
+        })
+    }
+}
+
+/// The part of `bytes` that consists of whole pages of memory; empty where there is none.
+fn whole_pages(bytes: &[u8]) -> Range<usize> {
+    let (start, page) = (bytes.as_ptr().addr(), rustix::param::page_size());
+    let first = (start.next_multiple_of(page) - start).min(bytes.len());
+    let last = ((start + bytes.len()) / page * page).saturating_sub(start);
+    first..last.max(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_pages_begin_and_end_at_pages() {
+        let page = rustix::param::page_size();
+        let bytes = vec![0u8; 5 * page];
+        let aligned = bytes.as_ptr().addr().next_multiple_of(page) - bytes.as_ptr().addr();
+        for (start, len) in [(0, page), (1, page), (1, 3 * page), (page - 1, 2), (0, 0), (7, 2 * page - 7)] {
+            let part = &bytes[aligned + start..aligned + start + len];
+            let pages = whole_pages(part);
+            assert!(pages.start <= pages.end && pages.end <= len);
+            assert!(pages.len().is_multiple_of(page));
+            if !pages.is_empty() {
+                assert!((part.as_ptr().addr() + pages.start).is_multiple_of(page));
+                assert!(pages.start < page && len - pages.end < page);
+            } else {
+                assert!(len < 2 * page);
+            }
+        }
+    }
+}

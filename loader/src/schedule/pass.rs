@@ -1,0 +1,304 @@
+//! One pass over the files for all ranks of a process.
+//!
+//! A file's bytes are read once, and handed to every rank that wants them. What is read together is a [`Unit`]: for each rank it
+//! fills one run of memory without holes, because a rank's tensors, and the rows of each, lie in memory in the order in which
+//! they are read.
+
+use super::{Batches, PlacedTensor, Rows, Schedule, ScheduledPiece};
+use crate::fingerprint::seed_of;
+use shardwright_planner::checkpoint::{ByteRange, Catalog};
+use std::ops::Range;
+
+/// Bytes between two runs that are read in vain rather than left out: storage and page cache give whole pages anyway.
+const GAP_BYTES: u64 = 4096;
+
+/// Most bytes of files in a unit, so that several threads have work.
+const UNIT_BYTES: u64 = 64 << 20;
+
+/// Which bytes of the files the process sums up, to say what should have arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answers {
+    /// None: nothing is verified, or the expected values are known.
+    ForNothing,
+    /// Each tensor's bytes are dealt evenly to those who hold any part of it, of a world of so many ranks, whatever their boxes.
+    WithOthers {
+        /// How many ranks there are.
+        world: u32,
+    },
+    /// The bytes that its own boxes have.
+    ForItself,
+}
+
+/// The files, as the ranks of a process want them.
+#[derive(Debug)]
+pub struct Pass<'a> {
+    schedules: &'a [Schedule],
+    /// The tensors that are read, in order.
+    pub tensors: Vec<PassTensor>,
+    /// What is read together, in order. None is of two batches.
+    pub units: Vec<Unit>,
+}
+
+/// A tensor that ranks of the process want bytes of.
+#[derive(Debug)]
+pub struct PassTensor {
+    /// Its number in the catalog.
+    pub id: usize,
+    /// The seed of its fingerprint.
+    pub seed: u64,
+    /// Its batch.
+    pub batch: usize,
+    /// The file that it lies in.
+    pub file: usize,
+    /// Its bytes in that file.
+    pub bytes: ByteRange,
+    /// The runs of that file that the process sums up, in order.
+    pub answered: Vec<Range<u64>>,
+    /// Where ranks hold it.
+    pub places: Vec<Place>,
+}
+
+/// A tensor of one of the schedules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Which of the schedules.
+    pub seat: usize,
+    /// Which of its tensors.
+    pub tensor: usize,
+}
+
+/// What is read together.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unit {
+    /// Its batch.
+    pub batch: usize,
+    /// The bytes that it is over, in order.
+    pub spans: Vec<Span>,
+    /// The run of each rank's memory that it fills, by schedule; empty where there is none.
+    pub windows: Vec<Range<u64>>,
+}
+
+/// A run of a tensor's file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// Which tensor of the pass.
+    pub tensor: usize,
+    /// Bytes of its file; not all of them need be wanted.
+    pub bytes: Range<u64>,
+}
+
+impl<'a> Pass<'a> {
+    /// The pass of the ranks of `schedules`, into whose memory `window_bytes` bytes can be filled at a time.
+    pub fn new(
+        schedules: &'a [Schedule],
+        window_bytes: &[u64],
+        batches: &Batches,
+        catalog: &Catalog,
+        answers: Answers,
+    ) -> Self {
+        let tensors = tensors(schedules, batches, catalog, answers);
+        let mut pass = Self { schedules, tensors, units: Vec::new() };
+        pass.units = pass.units(window_bytes);
+        pass
+    }
+
+    /// A tensor of a schedule.
+    pub fn placed(&self, place: Place) -> &'a PlacedTensor {
+        &self.schedules[place.seat].tensors[place.tensor]
+    }
+
+    /// What the ranks want of a span, and what of it is summed up, run after run. What is read in vain between them is no more
+    /// than what is wanted, or some gaps of a page.
+    pub fn wanted(&self, span: &Span) -> Vec<ByteRange> {
+        let tensor = &self.tensors[span.tensor];
+        let (start, end) = (span.bytes.start, span.bytes.end);
+        // Rows that several ranks hold count once.
+        let mut parts: Vec<Rows> = Vec::new();
+        for &place in &tensor.places {
+            for part in self.placed(place).pieces.iter().flat_map(|piece| Self::rows(piece, start..end)) {
+                let part = Rows { to: 0, to_stride: 0, ..part };
+                if !parts.contains(&part) {
+                    parts.push(part);
+                }
+            }
+        }
+        let answered = tensor.answered.iter().map(|run| run.start.max(start)..run.end.min(end));
+        let mut runs: Vec<Range<u64>> = answered.filter(|run| !run.is_empty()).collect();
+        let first = parts.iter().map(|part| part.from).chain(runs.iter().map(|run| run.start)).min();
+        let last =
+            parts.iter().map(|part| part.from + part.span()).chain(runs.iter().map(|run| run.end)).max();
+        let (Some(first), Some(last)) = (first, last) else { return Vec::new() };
+        let wanted: u64 = parts.iter().map(Rows::bytes).sum();
+        let summed = runs.iter().map(|run| run.end - run.start).sum();
+        if wanted.max(summed) * 2 >= last - first {
+            return ByteRange::new(first, last, u64::MAX).into_iter().collect();
+        }
+        for part in parts {
+            runs.extend((0..part.runs).map(|run| {
+                let from = part.from + run * part.from_stride;
+                from..from + part.run_bytes
+            }));
+        }
+        runs.sort_by_key(|run| (run.start, run.end));
+        let mut joined: Vec<Range<u64>> = Vec::new();
+        for run in runs {
+            match joined.last_mut() {
+                Some(last) if run.start <= last.end.saturating_add(GAP_BYTES) => {
+                    last.end = last.end.max(run.end)
+                }
+                _ => joined.push(run),
+            }
+        }
+        joined.into_iter().filter_map(|run| ByteRange::new(run.start, run.end, u64::MAX)).collect()
+    }
+
+    /// The rows of one piece of a tensor that come from these bytes of its file.
+    pub fn rows(piece: &ScheduledPiece, bytes: Range<u64>) -> impl Iterator<Item = Rows> {
+        piece.rows.iter().flat_map(move |rows| rows.out_of(bytes.start, bytes.end))
+    }
+
+    fn units(&self, window_bytes: &[u64]) -> Vec<Unit> {
+        let mut units = Vec::new();
+        let mut open = Building::new(self.schedules.len());
+        for (number, tensor) in self.tensors.iter().enumerate() {
+            let mut start = tensor.bytes.start();
+            while start < tensor.bytes.stop() {
+                let most = |open: &Building| self.most(tensor, start, open, window_bytes);
+                let mut stop =
+                    if open.batch.is_none_or(|batch| batch == tensor.batch) { most(&open) } else { start };
+                // What does not fit into what is begun begins anew; a whole tensor is not cut for a rest of room.
+                if stop < tensor.bytes.stop() && !open.spans.is_empty() {
+                    units.extend(open.finish(self.schedules.len()));
+                    stop = most(&open);
+                }
+                let stop = stop.max(start + 1);
+                open.batch = Some(tensor.batch);
+                open.bytes += stop - start;
+                for &place in &tensor.places {
+                    let window = &mut open.windows[place.seat];
+                    for rows in
+                        self.placed(place).pieces.iter().flat_map(|piece| Self::rows(piece, start..stop))
+                    {
+                        let begin = if window.is_empty() { rows.to } else { window.start.min(rows.to) };
+                        *window = begin..window.end.max(rows.to_stop());
+                    }
+                }
+                open.spans.push(Span { tensor: number, bytes: start..stop });
+                start = stop;
+            }
+        }
+        units.extend(open.finish(self.schedules.len()));
+        units
+    }
+
+    /// How far the bytes of `tensor` from `start` on go into the unit.
+    fn most(&self, tensor: &PassTensor, start: u64, open: &Building, window_bytes: &[u64]) -> u64 {
+        let fits = |stop: u64| {
+            tensor.places.iter().all(|&place| {
+                let window = &open.windows[place.seat];
+                let parts =
+                    || self.placed(place).pieces.iter().flat_map(|piece| Self::rows(piece, start..stop));
+                let begin =
+                    if window.is_empty() { parts().map(|rows| rows.to).min() } else { Some(window.start) };
+                let end = parts().map(|rows| rows.to_stop()).max();
+                match (begin, end) {
+                    (Some(begin), Some(end)) => end - begin <= window_bytes[place.seat].max(1),
+                    _ => true,
+                }
+            })
+        };
+        let last = tensor.bytes.stop().min(start.saturating_add(UNIT_BYTES.saturating_sub(open.bytes)));
+        if fits(last) {
+            return last;
+        }
+        // The more bytes, the larger the window: the largest number that fits.
+        let (mut least, mut most) = (start, last);
+        while most - least > 1 {
+            let middle = least + (most - least) / 2;
+            if fits(middle) { least = middle } else { most = middle }
+        }
+        least
+    }
+}
+
+/// A unit that is being put together.
+struct Building {
+    batch: Option<usize>,
+    bytes: u64,
+    spans: Vec<Span>,
+    windows: Vec<Range<u64>>,
+}
+
+impl Building {
+    fn new(seats: usize) -> Self {
+        Self { batch: None, bytes: 0, spans: Vec::new(), windows: vec![0..0; seats] }
+    }
+
+    /// The unit, if there is anything in it; what follows begins anew.
+    fn finish(&mut self, seats: usize) -> Option<Unit> {
+        let Self { batch, spans, windows, .. } = std::mem::replace(self, Self::new(seats));
+        batch.filter(|_| !spans.is_empty()).map(|batch| Unit { batch, spans, windows })
+    }
+}
+
+/// The tensors that the schedules have, and those that are summed up though no rank holds them.
+fn tensors(
+    schedules: &[Schedule],
+    batches: &Batches,
+    catalog: &Catalog,
+    answers: Answers,
+) -> Vec<PassTensor> {
+    let mut places: Vec<(usize, Option<Place>)> = Vec::new();
+    for (seat, schedule) in schedules.iter().enumerate() {
+        let of_seat = |(tensor, placed): (usize, &PlacedTensor)| (placed.id, Some(Place { seat, tensor }));
+        places.extend(schedule.tensors.iter().enumerate().map(of_seat));
+    }
+    if let Answers::WithOthers { .. } = answers {
+        places.extend(batches.unheld().map(|id| (id, None)));
+    }
+    places.sort_by_key(|(id, _)| batches.place_of(*id));
+    let mut tensors: Vec<PassTensor> = Vec::new();
+    for (id, place) in places {
+        if tensors.last().is_none_or(|last| last.id != id) {
+            let entry = &catalog.tensors()[id];
+            let (batch, bytes) = (batches.batch_of(id), entry.bytes);
+            tensors.push(PassTensor {
+                id,
+                seed: seed_of(&entry.name),
+                batch,
+                file: entry.file,
+                bytes,
+                answered: Vec::new(),
+                places: Vec::new(),
+            });
+        }
+        if let (Some(tensor), Some(place)) = (tensors.last_mut(), place) {
+            tensor.places.push(place);
+        }
+    }
+    if let Answers::WithOthers { world } = answers {
+        let ranks: Vec<u32> = schedules.iter().map(|schedule| schedule.rank).collect();
+        for tensor in &mut tensors {
+            tensor.answered = shares(tensor.bytes, &batches.answering(tensor.id, world), &ranks);
+        }
+    }
+    tensors
+}
+
+/// What `ranks` answer for of `bytes`, which are dealt to `answering` in order; runs that touch are one.
+fn shares(bytes: ByteRange, answering: &[u32], ranks: &[u32]) -> Vec<Range<u64>> {
+    let count = answering.len().max(1) as u128;
+    let border = |number: usize| {
+        bytes.start() + u64::try_from(u128::from(bytes.len()) * number as u128 / count).unwrap_or(u64::MAX)
+    };
+    let mut shares: Vec<Range<u64>> = Vec::new();
+    for (number, _) in answering.iter().enumerate().filter(|(_, rank)| ranks.contains(rank)) {
+        let (start, end) = (border(number), border(number + 1));
+        match shares.last_mut() {
+            Some(last) if last.end == start => last.end = end,
+            _ => shares.push(start..end),
+        }
+    }
+    shares.retain(|share| !share.is_empty());
+    shares
+}
