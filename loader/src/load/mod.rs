@@ -124,13 +124,7 @@ pub fn load(
     };
     let Prepared { schedules, files, batches, chosen } = &prepared;
     let job = Job { plan, catalog, source: files, options, batches, chosen };
-    let mut seated = first_error(std::thread::scope(|scope| {
-        let threads = schedules.iter().zip(seats).map(|(schedule, seat)| {
-            let (rank, verifies) = (seat.rank, options.verify.is_some());
-            (rank, scope.spawn(move || Seated::new(schedule, seat, verifies)))
-        });
-        joined(threads.collect())
-    }))?;
+    let mut seated = seat_all(schedules, seats, options.verify.is_some())?;
 
     let world = plan.mesh.world_size();
     let answers = match seated.first() {
@@ -198,6 +192,31 @@ pub fn load(
     let done = first_error(outcomes)?;
     // Nothing failed, so everything arrived.
     Ok(seated.into_iter().zip(done).filter_map(|(seated, done)| Some(seated.loaded(done?))).collect())
+}
+
+/// Readies the devices of all ranks.
+fn seat_all<'a>(
+    schedules: &'a [Schedule],
+    seats: Vec<Seat<'_>>,
+    verifies: bool,
+) -> Result<Vec<Seated<'a>>, LoadError> {
+    let outcomes = std::thread::scope(|scope| {
+        let mut threads = Vec::with_capacity(seats.len());
+        for (schedule, seat) in schedules.iter().zip(seats) {
+            threads.push((seat.rank, scope.spawn(move || Seated::new(schedule, seat, verifies))));
+        }
+        joined(threads)
+    });
+    if outcomes.iter().all(Result::is_ok) {
+        return outcomes.into_iter().collect();
+    }
+    // Communicators may wait for one another when they end: all do so at once.
+    let ended = std::thread::scope(|scope| {
+        let end = |outcome: Result<Seated<'a>, LoadError>| scope.spawn(|| outcome.map(drop));
+        let threads: Vec<_> = outcomes.into_iter().map(end).collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    });
+    first_error(ended).map(|_| Vec::new())
 }
 
 /// Threads that read.

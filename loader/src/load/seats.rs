@@ -96,6 +96,8 @@ impl Job<'_> {
             // Before the memory is given back, which may take a while where the GPU hangs.
             communicator.abort(&error.cause());
         }
+        // Communicators may wait for one another when they end: each does so in the thread of its rank.
+        seated.communicator = None;
         outcome
     }
 
