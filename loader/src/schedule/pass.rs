@@ -166,8 +166,8 @@ impl<'a> Pass<'a> {
                 let most = |open: &Building| self.most(tensor, start, open, window_bytes);
                 let mut stop =
                     if open.batch.is_none_or(|batch| batch == tensor.batch) { most(&open) } else { start };
-                // What does not fit into what is begun begins anew; a whole tensor is not cut for a rest of room.
-                if stop < tensor.bytes.stop() && !open.spans.is_empty() {
+                // A unit is filled to the brim, so that what is copied to a device at a time is large.
+                if stop < tensor.bytes.stop() && stop - start < GAP_BYTES && !open.spans.is_empty() {
                     units.extend(open.finish(self.schedules.len()));
                     stop = most(&open);
                 }
