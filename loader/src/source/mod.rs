@@ -3,6 +3,9 @@
 //! In comes a file number and a run of bytes; out goes a slice of memory. It knows no tensor and no rank.
 
 mod ahead;
+mod by_file;
+mod choice;
+mod facts;
 mod fault;
 #[cfg(test)]
 mod fixture;
@@ -10,6 +13,9 @@ mod mapped;
 mod opened;
 mod read;
 
+pub use by_file::ByFile;
+pub use choice::{Choice, HostFacts, Io, Reason, Way, choose, summary};
+pub use facts::{FileFacts, FileSystem};
 pub use mapped::MappedFiles;
 pub use read::ReadFiles;
 
