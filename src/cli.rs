@@ -284,9 +284,12 @@ pub(crate) struct Load {
     /// Seconds for all ranks to come, and for NCCL to connect their GPUs [default: as --patience to come, 120 to connect]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400), help_heading = "Ranks")]
     pub(crate) meet_within: Option<u64>,
-    /// Threads that read, of all ranks of this process together [default: this process's share of the cores]
+    /// Threads that read for all ranks of this process [default: this process's share of the cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Copying")]
     pub(crate) threads: Option<u32>,
+    /// How files are read: mapped, through the page cache, or past it; auto chooses for each file by what the page cache has of it
+    #[arg(long, value_enum, default_value_t = IoChoice::Auto, help_heading = "Copying")]
+    pub(crate) io: IoChoice,
     /// Pinned memory that each rank stages its copies to a GPU in
     #[arg(long, value_name = "SIZE", default_value = "64 MiB", help_heading = "Copying")]
     pub(crate) staging: Bytes,
@@ -309,6 +312,14 @@ pub(crate) enum DeviceChoice {
     Auto,
     Host,
     Cuda,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IoChoice {
+    Auto,
+    Mmap,
+    Read,
+    Direct,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -262,8 +262,14 @@ impl From<LoadError> for Failure {
             LoadError::Verify { source: VerifyError::OtherExtent { .. }, .. } => {
                 (Kind::No, Some("give every rank the same --verify"))
             }
-            LoadError::Source(SourceError::LengthChanged { .. } | SourceError::OutOfRange { .. }) => {
-                (Kind::BadInput, Some("load files that nobody is writing"))
+            LoadError::Source(source) => {
+                let kind = match source {
+                    SourceError::Io { .. }
+                    | SourceError::Read { .. }
+                    | SourceError::TooManyMappings { .. } => Kind::Environment,
+                    _ => Kind::BadInput,
+                };
+                (kind, source.help())
             }
             LoadError::Device { source, .. }
             | LoadError::Verify { source: VerifyError::Device(source), .. } => {

@@ -25,7 +25,7 @@ use crate::{
     collective::{Communicator, Lifeline},
     device::{Device, DeviceError, DeviceMemory},
     schedule::{Answers, Batches, Pass, Schedule, ScheduleError},
-    source::MappedFiles,
+    source::Source,
     trace::Tracer,
     verify::{self, Extent},
 };
@@ -100,13 +100,14 @@ impl Progress {
     }
 }
 
-/// Loads the ranks of `seats`.
+/// Loads the ranks of `seats` from `source`, which has the files of `catalog`: see [`crate::source::open`].
 ///
 /// # Errors
 /// [`LoadError`] of the rank that failed first; what others report in consequence is left out.
 pub fn load(
     plan: &Plan,
     catalog: &Catalog,
+    source: &dyn Source,
     seats: Vec<Seat<'_>>,
     options: &LoadOptions,
     progress: &Progress,
@@ -122,8 +123,8 @@ pub fn load(
             return Err(error);
         }
     };
-    let Prepared { schedules, files, batches, chosen } = &prepared;
-    let job = Job { plan, catalog, source: files, options, batches, chosen };
+    let Prepared { schedules, batches, chosen } = &prepared;
+    let job = Job { plan, catalog, source, options, batches, chosen };
     let mut seated = seat_all(schedules, seats, options.verify.is_some())?;
 
     let world = plan.mesh.world_size();
@@ -163,7 +164,7 @@ pub fn load(
             memories.iter().map(|(rank, memory)| (*rank, memory.as_ref())).collect();
         let lanes = Lanes {
             pass: &pass,
-            source: files,
+            source,
             memories: &memories,
             answers,
             chosen,
@@ -182,7 +183,11 @@ pub fn load(
                 }
             }
         };
-        let read = lanes.run(threads(options), &tell);
+        let mut read = lanes.run(threads(options), &tell);
+        if read.is_ok() && !arrivals.is_stopped() {
+            // What was read of files that changed meanwhile is of no use, whatever its sums are.
+            read = source.check_unchanged().map_err(LoadError::from).inspect_err(&tell);
+        }
         let mut outcomes = joined(ranks);
         if let Err(error) = read {
             outcomes.insert(0, Err(error));
@@ -247,7 +252,6 @@ fn first_error<T>(outcomes: Vec<Result<T, LoadError>>) -> Result<Vec<T>, LoadErr
 struct Prepared {
     /// Of the seats, which fit into their devices together.
     schedules: Vec<Schedule>,
-    files: MappedFiles,
     batches: Batches,
     /// Which tensors are verified; empty when none is.
     chosen: Vec<bool>,
@@ -280,7 +284,7 @@ impl Prepared {
             None => Vec::new(),
         };
         let batches = Batches::new(plan, catalog)?;
-        Ok(Self { schedules, files: MappedFiles::open(catalog)?, batches, chosen })
+        Ok(Self { schedules, batches, chosen })
     }
 }
 

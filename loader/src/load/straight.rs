@@ -86,7 +86,7 @@ impl Lanes<'_> {
         let flipped = self.flip.is_some_and(|(seat, byte)| {
             seat == place.seat && (rows.to..rows.to + rows.to_stride * rows.runs).contains(&byte)
         });
-        let Some(bytes) = self.source.mapped(file, range).filter(|_| !flipped) else {
+        let Some(bytes) = self.source.mapped(file, range)?.filter(|_| !flipped) else {
             return self.staged(place, file, rows, track);
         };
         // Neighbouring rows meet within a page, which only one of them could have: the edges of a run go the usual way.

@@ -2,9 +2,26 @@
 //!
 //! In comes a file number and a run of bytes; out goes a slice of memory. It knows no tensor and no rank.
 
+mod ahead;
+mod by_file;
+mod choice;
+mod direct;
+mod facts;
+mod fault;
+#[cfg(test)]
+mod fixture;
 mod mapped;
+mod open;
+mod opened;
+mod read;
 
+pub use by_file::ByFile;
+pub use choice::{Choice, HostFacts, Io, Reason, Way, choose, summary};
+pub use direct::{DirectError, DirectFiles, DirectOptions, DirectRefused};
+pub use facts::{FileFacts, FileSystem};
 pub use mapped::MappedFiles;
+pub use open::{Opened, open};
+pub use read::ReadFiles;
 
 use shardwright_planner::checkpoint::ByteRange;
 use std::{io, ops::ControlFlow, path::PathBuf};
@@ -23,6 +40,9 @@ pub struct Request {
     pub tag: u64,
 }
 
+/// What takes the pieces: each with the request that it belongs to and its first byte in the file.
+pub type Deliver<'a> = &'a mut dyn FnMut(Request, u64, &[u8]) -> ControlFlow<()>;
+
 /// The files of a checkpoint, readable from any thread.
 ///
 /// Implementations have checked that each file has the length that the catalog says.
@@ -37,13 +57,26 @@ pub trait Source: Sync {
     fn stream(
         &self,
         next: &mut dyn FnMut() -> Option<Request>,
-        deliver: &mut dyn FnMut(Request, u64, &[u8]) -> ControlFlow<()>,
+        deliver: Deliver<'_>,
     ) -> Result<(), SourceError>;
 
-    /// The bytes `range` of file number `file` where they lie mapped into memory; `None` where they do not.
-    fn mapped(&self, file: usize, range: ByteRange) -> Option<&[u8]> {
+    /// The bytes `range` of file number `file` where they lie mapped into memory; `None` where they do not. Whether they were
+    /// there all the time is known when all is read, from [`check_unchanged`](Self::check_unchanged).
+    ///
+    /// # Errors
+    /// [`SourceError`] when they do not exist, or are known to be gone.
+    fn mapped(&self, file: usize, range: ByteRange) -> Result<Option<&[u8]>, SourceError> {
         let _ = (file, range);
-        None
+        Ok(None)
+    }
+
+    /// Whether the files are still those that were opened, each in the state in which it was. Asked when all is read: what was
+    /// written to meanwhile gave bytes of before and after. A network file system may know of others' writes some seconds late.
+    ///
+    /// # Errors
+    /// [`SourceError::Changed`] names the file that another took the place of, or that was written to.
+    fn check_unchanged(&self) -> Result<(), SourceError> {
+        Ok(())
     }
 }
 
@@ -53,7 +86,7 @@ pub enum SourceError {
     /// The system refused.
     #[error("cannot {attempt} {}: {source}", path.display())]
     Io {
-        /// What was attempted: `open`, `map`.
+        /// What was attempted: `open`, `map`, `look at`.
         attempt: &'static str,
         /// The file.
         path: PathBuf,
@@ -70,6 +103,46 @@ pub enum SourceError {
         /// Bytes now.
         found: u64,
     },
+    /// A pipe, a device or a folder where a file was when its header was read.
+    #[error("{} is not a regular file", path.display())]
+    NotAFile {
+        /// What was found there.
+        path: PathBuf,
+    },
+    /// More mapped files than a process can mind.
+    #[error("cannot map {}: {most} files are mapped already", path.display())]
+    TooManyMappings {
+        /// The file.
+        path: PathBuf,
+        /// How many can be mapped.
+        most: usize,
+    },
+    /// The file became shorter after it was opened.
+    #[error("{} ends at byte {at}, before its {expected} bytes were read", path.display())]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// Where it ends.
+        at: u64,
+        /// Its length when it was opened.
+        expected: u64,
+    },
+    /// The system refused to read.
+    #[error("cannot read byte {at} of {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The first byte that could not be read.
+        at: u64,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The file was written to, or another has taken its place.
+    #[error("{} is not the file that was opened, or was written to since", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
     /// Bytes that the file does not have.
     #[error("bytes {start}..{stop} of file {file} do not exist")]
     OutOfRange {
@@ -80,4 +153,19 @@ pub enum SourceError {
         /// One past the last byte.
         stop: u64,
     },
+}
+
+impl SourceError {
+    /// What the reader can do about it.
+    pub fn help(&self) -> Option<&'static str> {
+        match self {
+            Self::LengthChanged { .. } | Self::OutOfRange { .. } => Some("load files that nobody is writing"),
+            Self::Truncated { .. } | Self::Changed { .. } => {
+                Some("the checkpoint was changed while it was read; load again")
+            }
+            Self::NotAFile { .. } => Some("give a checkpoint of regular files"),
+            Self::TooManyMappings { .. } => Some("--io read maps no file"),
+            Self::Io { .. } | Self::Read { .. } => None,
+        }
+    }
 }

@@ -85,7 +85,7 @@ fn verified(
                                 sum.add(
                                     seed_of(&tensor.name),
                                     0,
-                                    files.mapped(tensor.file, tensor.bytes).unwrap(),
+                                    files.mapped(tensor.file, tensor.bytes).unwrap().unwrap(),
                                 );
                             }
                             sum
@@ -109,7 +109,7 @@ fn copy(rows: Rows, file: usize, source: &dyn Source, memory: &dyn DeviceMemory)
     for run in 0..rows.runs {
         let from = rows.from + run * rows.from_stride;
         let range = ByteRange::new(from, from + rows.run_bytes, u64::MAX).unwrap();
-        put(memory, rows.to + run * rows.to_stride, source.mapped(file, range).unwrap());
+        put(memory, rows.to + run * rows.to_stride, source.mapped(file, range).unwrap().unwrap());
     }
 }
 
@@ -132,7 +132,8 @@ fn load_all(plan: &Plan, catalog: &Catalog, device: &dyn Device) -> Result<Vec<L
         .zip(local_group(plan.mesh.world_size(), PATIENCE))
         .map(|(rank, communicator)| Seat { rank, device, communicator: Some(Box::new(communicator)) });
     let options = LoadOptions { verify: Some(Extent::Full), ..LoadOptions::default() };
-    load(plan, catalog, seats.collect(), &options, &Progress::default())
+    let source = MappedFiles::open(catalog).unwrap();
+    load(plan, catalog, &source, seats.collect(), &options, &Progress::default())
 }
 
 const CHECKPOINTS: [&str; 5] =

@@ -5,7 +5,7 @@ use super::{
     interrupt::Interrupts,
 };
 use crate::{
-    cli::{DeviceChoice, Load},
+    cli::{DeviceChoice, IoChoice, Load},
     failure::{Failure, Kind},
     inputs::checkpoint_of,
     output::escaped_line,
@@ -14,7 +14,8 @@ use shardwright_loader::{
     collective::{Communicator, Lifeline, TcpCommunicator, local_group},
     device::{Device, HostDevice},
     launch::{Address, Details, Launched, Rendezvous, launched},
-    load::{LoadOptions, Seat},
+    load::{LoadError, LoadOptions, Seat},
+    source::{Io, Opened, open},
 };
 use shardwright_planner::{checkpoint::Catalog, plan::Plan};
 use std::{cell::RefCell, time::Duration};
@@ -31,6 +32,9 @@ pub(super) struct Crew {
     company: Company,
     /// What there is to say of how it came about.
     pub(super) notes: Vec<String>,
+    /// The checkpoint, and its files.
+    pub(super) catalog: Catalog,
+    pub(super) files: Opened,
 }
 
 struct Member {
@@ -73,7 +77,7 @@ impl Crew {
         plan: &Plan,
         options: &mut LoadOptions,
         interrupts: &Interrupts,
-    ) -> Result<(Self, Catalog), Failure> {
+    ) -> Result<Self, Failure> {
         let patience = Duration::from_secs(args.patience);
         let part = part(args, plan)?;
         options.threads = threads(args, &part);
@@ -89,8 +93,12 @@ impl Crew {
         let agrees = options.verify.is_some() && plan.mesh.world_size() > 1 && company != Company::Alone;
         let nccl = if on_gpus && agrees { Some(gpus::nccl(&mut notes)) } else { None };
         let version = nccl.as_ref().and_then(|nccl| nccl.as_ref().ok()).map(nccl_rs::Library::version);
+        let io = io(args)?;
         let prepared = checkpoint_of(plan, &args.file).and_then(|catalog| {
-            Ok((catalog, devices(args, plan, options, &here, (gpus, nccl), &mut notes)?))
+            let devices = devices(args, plan, options, &here, (gpus, nccl), &mut notes)?;
+            let shared = company == Company::Processes;
+            let files = open(&catalog, io, shared, options.threads).map_err(LoadError::from)?;
+            Ok((catalog, files, devices))
         });
         let communicators: Vec<Option<Box<dyn Communicator>>> = match part {
             Part::One { .. } => vec![None],
@@ -99,7 +107,7 @@ impl Crew {
                 ends.map(|end| Some(Box::new(end) as Box<dyn Communicator>)).collect()
             }
             Part::OneOfMany { rank, address, job, .. } => {
-                let device = prepared.as_ref().ok().and_then(|(_, devices)| devices.first());
+                let device = prepared.as_ref().ok().and_then(|(_, _, devices)| devices.first());
                 let details = Details {
                     nccl: version.map(|version| version.major * 10_000 + version.minor * 100 + version.patch),
                     host: host_name(),
@@ -120,14 +128,15 @@ impl Crew {
                 vec![Some(Box::new(end))]
             }
         };
-        let (catalog, devices) = prepared?;
+        let (catalog, files, devices) = prepared?;
+        notes.extend(files.notes.iter().cloned());
         let members = here
             .into_iter()
             .zip(devices)
             .zip(communicators)
             .map(|((rank, device), end)| Member { rank, device, communicator: RefCell::new(end) })
             .collect();
-        Ok((Self { members, company, notes }, catalog))
+        Ok(Self { members, company, notes, catalog, files })
     }
 
     /// Where the other ranks are.
@@ -216,6 +225,21 @@ fn part(args: &Load, plan: &Plan) -> Result<Part, Failure> {
         None => plan.digest()?.chars().take(JOB_LETTERS).collect(),
     };
     Ok(Part::OneOfMany { rank, address, job, here })
+}
+
+/// How files are read.
+fn io(args: &Load) -> Result<Io, Failure> {
+    match args.io {
+        IoChoice::Auto | IoChoice::Mmap if args.registered => Ok(Io::Mmap),
+        IoChoice::Read | IoChoice::Direct if args.registered => {
+            let failure = Failure::new(Kind::Usage, "--registered copies from mapped files");
+            Err(failure.with_help("leave --io out, or give --io mmap".to_owned()))
+        }
+        IoChoice::Auto => Ok(Io::Auto),
+        IoChoice::Mmap => Ok(Io::Mmap),
+        IoChoice::Read => Ok(Io::Read),
+        IoChoice::Direct => Ok(Io::Direct),
+    }
 }
 
 /// Threads that read in this process: all cores', or this process's share of them; 0 for as many as there are.

@@ -38,12 +38,12 @@ pub(crate) fn run(args: &Load, out: &mut dyn Write) -> Result<(), Failure> {
     };
     // A driver that hangs does so from the first call on.
     let watchdog = Watchdog::start(&interrupts, Duration::from_secs(args.patience));
-    let mustered = Crew::muster(args, &plan, &mut options, &interrupts).and_then(|(crew, catalog)| {
+    let mustered = Crew::muster(args, &plan, &mut options, &interrupts).and_then(|crew| {
         check_flipped(args, &plan, &crew)?;
         let socket = holding::socket(args, &plan, &crew)?;
-        Ok((crew, catalog, socket))
+        Ok((crew, socket))
     });
-    let (crew, catalog, socket) = match mustered {
+    let (crew, socket) = match mustered {
         Ok(mustered) => mustered,
         Err(failure) => return watchdog.stop(Err(failure)),
     };
@@ -51,8 +51,8 @@ pub(crate) fn run(args: &Load, out: &mut dyn Write) -> Result<(), Failure> {
 
     let begin = Instant::now();
     watchdog.watch(crew.lifelines());
-    let ranks = progress::with_bar(&plan, &catalog, &crew.ranks(), |progress| {
-        load(&plan, &catalog, crew.seats(), &options, progress)
+    let ranks = progress::with_bar(&plan, &crew.catalog, &crew.ranks(), |progress| {
+        load(&plan, &crew.catalog, crew.files.source.as_ref(), crew.seats(), &options, progress)
     });
     let ranks = watchdog.stop(ranks);
     if let (Some(path), Some(timeline)) = (&args.trace, options.tracer.to_json())
@@ -66,6 +66,7 @@ pub(crate) fn run(args: &Load, out: &mut dyn Write) -> Result<(), Failure> {
         elapsed: begin.elapsed(),
         places: crew.places(),
         company: crew.company(),
+        how: crew.files.how.clone(),
     };
     loaded.print_notes();
     loaded.print(args.json, out)?;

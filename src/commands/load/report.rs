@@ -29,6 +29,8 @@ pub(super) struct Loaded {
     pub(super) places: Vec<String>,
     /// Where the other ranks are.
     pub(super) company: Company,
+    /// How the files were read, and why so.
+    pub(super) how: String,
 }
 
 impl Loaded {
@@ -182,6 +184,7 @@ impl Loaded {
         json!({
             "ranks": ranks,
             "seconds": self.elapsed.as_secs_f64(),
+            "files": self.how,
             "verified": mismatches.as_ref().map(Vec::is_empty),
             "verified_tensors": self.verified().map(|verified| verified.tensors),
             "mismatches": mismatches,

@@ -1,0 +1,94 @@
+//! One file that is read directly.
+
+use super::{DirectError, DirectRefused, queue::Broken};
+use crate::source::SourceError;
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use shardwright_planner::checkpoint::CatalogFile;
+use std::{
+    fs::File,
+    io::{self, ErrorKind},
+    os::unix::fs::FileExt,
+    path::PathBuf,
+};
+
+/// What direct reads begin and stop at multiples of where nobody says otherwise: what every disk takes.
+pub(super) const LEAST_UNIT: usize = 4096;
+
+/// The largest unit that is provided for.
+const MOST_UNIT: u32 = 64 << 10;
+
+/// A file, opened with `O_DIRECT`.
+pub(super) struct DirectFile {
+    pub(super) path: PathBuf,
+    pub(super) file: File,
+    /// Its length in the catalog.
+    pub(super) bytes: u64,
+    /// What its reads begin and stop at multiples of.
+    pub(super) unit: usize,
+}
+
+impl DirectFile {
+    pub(super) fn open(entry: &CatalogFile) -> Result<Self, DirectError> {
+        let path = entry.path.clone();
+        let failed = |source| SourceError::Io { attempt: "open", path: path.clone(), source };
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECT;
+        let file = match rustix::fs::open(&path, flags, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(error) if unknown(&error.into()) => {
+                return Err(DirectRefused::FileSystem { path, source: error.into() }.into());
+            }
+            Err(error) => return Err(failed(error.into()).into()),
+        };
+        let found = file.metadata().map_err(failed)?.len();
+        if found != entry.bytes {
+            return Err(SourceError::LengthChanged { path, expected: entry.bytes, found }.into());
+        }
+        let (file_bytes, memory_bytes) = alignment(&file).unwrap_or((4096, 4096));
+        let page = rustix::param::page_size();
+        let provided = |bytes: u32, most: usize| bytes.is_power_of_two() && bytes as usize <= most;
+        if !provided(file_bytes, MOST_UNIT as usize) || !provided(memory_bytes, page) {
+            return Err(DirectRefused::Alignment { path, file_bytes, memory_bytes }.into());
+        }
+        let unit = LEAST_UNIT.max(file_bytes as usize).max(memory_bytes as usize);
+        Ok(Self { path, file, bytes: entry.bytes, unit })
+    }
+
+    /// Reads from byte `from` of the file on, a multiple of the unit, until the first `wanted` bytes of `into` are there. `into`
+    /// is aligned.
+    pub(super) fn fill(&self, into: &mut [u8], from: u64, wanted: usize) -> Result<(), SourceError> {
+        let mut filled = 0;
+        while filled < wanted {
+            let have = filled / self.unit * self.unit;
+            let at = from + filled as u64;
+            match self.file.read_at(&mut into[have..], from + have as u64) {
+                Ok(brought) if have + brought > filled => filled = have + brought,
+                Ok(_) => return Err(self.broken(Broken::Ended { at })),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(source) => return Err(self.broken(Broken::Refused { at, source })),
+            }
+        }
+        Ok(())
+    }
+
+    /// What the error is called outside.
+    pub(super) fn broken(&self, broken: Broken) -> SourceError {
+        let path = self.path.clone();
+        match broken {
+            Broken::Refused { at, source } => SourceError::Read { path, at, source },
+            Broken::Ended { at } => SourceError::Truncated { path, at, expected: self.bytes },
+        }
+    }
+}
+
+/// Whether `error` says that something is not known here, rather than that it went wrong.
+pub(super) fn unknown(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported)
+}
+
+/// What the kernel says that direct reads of `file` begin at multiples of, in the file and in memory; 0 and 0 where the file
+/// cannot be read so. None where it says nothing.
+fn alignment(file: &File) -> Option<(u32, u32)> {
+    let found = rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
+    let told = found.stx_mask & StatxFlags::DIOALIGN.bits() != 0;
+    told.then_some((found.stx_dio_offset_align, found.stx_dio_mem_align))
+}

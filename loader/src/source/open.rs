@@ -1,0 +1,82 @@
+//! Opening a checkpoint's files, each in the way that suits it.
+
+use super::{
+    ByFile, Choice, DirectError, DirectFiles, DirectOptions, FileFacts, HostFacts, Io, MappedFiles,
+    ReadFiles, Source, SourceError, Way, choose, summary,
+};
+use crate::device::{Device, HostDevice};
+use shardwright_planner::checkpoint::Catalog;
+
+/// The files of a checkpoint, and what there is to say of how they are read.
+pub struct Opened {
+    /// The files.
+    pub source: Box<dyn Source>,
+    /// How they are read and why, in one line.
+    pub how: String,
+    /// What was wanted and did not go.
+    pub notes: Vec<String>,
+}
+
+/// Opens the files of `catalog` for `threads` threads; `shared` says that other processes of this host read them at the same
+/// time. What refuses to be read directly is read through the page cache, which is noted.
+///
+/// # Errors
+/// [`SourceError`] when a file cannot be opened, or is not the one that the catalog says.
+pub fn open(catalog: &Catalog, io: Io, shared: bool, threads: usize) -> Result<Opened, SourceError> {
+    let files = catalog.files();
+    let host = HostFacts {
+        shared,
+        bytes: files.iter().map(|file| file.bytes).fold(0, u64::saturating_add),
+        available_bytes: HostDevice.available_bytes().ok().flatten(),
+    };
+    let mut chosen: Vec<(FileFacts, Choice)> = files
+        .iter()
+        .map(|file| {
+            let facts = FileFacts::gather(file)?;
+            let choice = choose(io, &facts, &host);
+            Ok((facts, choice))
+        })
+        .collect::<Result<_, SourceError>>()?;
+    let mut notes = Vec::new();
+    let mut direct = None;
+    if chosen.iter().any(|(_, choice)| choice.way == Way::Direct) {
+        match DirectFiles::open(catalog, DirectOptions::for_threads(threads)) {
+            Ok(files) => direct = Some(files),
+            Err(DirectError::Source(error)) => return Err(error),
+            Err(DirectError::Refused(refused)) => {
+                notes.push(format!("reading through the page cache instead of directly: {refused}"));
+                for (_, choice) in &mut chosen {
+                    if choice.way == Way::Direct {
+                        choice.way = Way::Read;
+                    }
+                }
+            }
+        }
+    }
+    let how = summary(&chosen);
+    let is = |way: Way| move |(_, choice): &(FileFacts, Choice)| choice.way == way;
+    let wanted = |way: Way| {
+        let chosen = &chosen;
+        move |file: usize| chosen.get(file).is_some_and(is(way))
+    };
+    let mut sources: Vec<(Way, Box<dyn Source>)> = Vec::new();
+    if let Some(files) = direct {
+        sources.push((Way::Direct, Box::new(files)));
+    }
+    if chosen.iter().any(is(Way::Read)) {
+        sources.push((Way::Read, Box::new(ReadFiles::open_only(catalog, &wanted(Way::Read))?)));
+    }
+    if chosen.iter().any(is(Way::Mmap)) {
+        sources.push((Way::Mmap, Box::new(MappedFiles::open_only(catalog, &wanted(Way::Mmap))?)));
+    }
+    let place = |(_, choice): &(FileFacts, Choice)| {
+        sources.iter().position(|(way, _)| *way == choice.way).unwrap_or(0)
+    };
+    let of_file: Vec<usize> = chosen.iter().map(place).collect();
+    let mut sources: Vec<Box<dyn Source>> = sources.into_iter().map(|(_, source)| source).collect();
+    let source = match sources.len() {
+        1 => sources.remove(0),
+        _ => Box::new(ByFile::new(sources, of_file)),
+    };
+    Ok(Opened { source, how, notes })
+}

@@ -1,0 +1,110 @@
+//! Files read through the page cache.
+//!
+//! Each thread reads one small piece after the other into the same buffer, which stays in its core's cache. The kernel is told of
+//! the next requests while the ones before them are read: with the readahead that most systems have (128 KiB) that reads a cold
+//! file half as fast again as saying that it is read in sequence, and twice as fast as saying nothing.
+
+use super::{
+    Deliver, PIECE_BYTES, Request, Source, SourceError,
+    ahead::{Ahead, pieces},
+    opened::OpenedFiles,
+};
+use rustix::fs::OFlags;
+use shardwright_planner::checkpoint::Catalog;
+
+/// Files of a checkpoint, read with `pread`.
+#[derive(Debug)]
+pub struct ReadFiles(OpenedFiles);
+
+impl ReadFiles {
+    /// Opens the files of `catalog`.
+    ///
+    /// # Errors
+    /// [`SourceError`] when a file cannot be opened, is no regular file, or has another length than the catalog says.
+    pub fn open(catalog: &Catalog) -> Result<Self, SourceError> {
+        Self::open_only(catalog, &|_| true)
+    }
+
+    /// Opens those files of `catalog` whose numbers are `wanted`; the others do not exist for it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_only(catalog: &Catalog, wanted: &dyn Fn(usize) -> bool) -> Result<Self, SourceError> {
+        let files = OpenedFiles::open(catalog, wanted, OFlags::empty())?;
+        for file in files.all().iter().flatten() {
+            file.advise_sequential();
+        }
+        Ok(Self(files))
+    }
+}
+
+impl Source for ReadFiles {
+    fn stream(
+        &self,
+        next: &mut dyn FnMut() -> Option<Request>,
+        deliver: Deliver<'_>,
+    ) -> Result<(), SourceError> {
+        let mut buffer = vec![0; PIECE_BYTES];
+        let mut ahead = Ahead::new(next);
+        while let Some(request) = ahead.next(&|request| self.0.announce(request)) {
+            let file = self.0.file(request.file, request.range)?;
+            for (at, len) in pieces(request.range) {
+                let piece = &mut buffer[..len];
+                file.read(at, piece)?;
+                if deliver(request, at, piece).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_unchanged(&self) -> Result<(), SourceError> {
+        self.0.check_unchanged()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::fixture, *};
+    use shardwright_planner::checkpoint::ByteRange;
+
+    #[test]
+    fn each_request_gives_its_bytes_in_order() {
+        let folder = fixture::checkpoint(&fixture::pattern(3 * PIECE_BYTES));
+        let catalog = Catalog::open(folder.path()).unwrap();
+        fixture::streams_what_was_asked(&ReadFiles::open(&catalog).unwrap(), &catalog);
+    }
+
+    #[test]
+    fn a_file_that_became_shorter_is_named_with_its_new_end() {
+        let folder = fixture::checkpoint(&fixture::pattern(3 * PIECE_BYTES));
+        let catalog = Catalog::open(folder.path()).unwrap();
+        let files = ReadFiles::open(&catalog).unwrap();
+        let (error, delivered) = fixture::truncated_after_one_piece(&files, &catalog);
+        assert_eq!(delivered, PIECE_BYTES as u64);
+        let path = catalog.files()[0].path.display();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "{path} ends at byte {delivered}, before its {} bytes were read",
+                catalog.files()[0].bytes
+            )
+        );
+        assert!(error.help().is_some());
+        assert!(matches!(files.check_unchanged(), Err(SourceError::Changed { .. })));
+    }
+
+    #[test]
+    fn files_that_nobody_wanted_do_not_exist() {
+        let folder = fixture::checkpoint(&[1]);
+        let catalog = Catalog::open(folder.path()).unwrap();
+        let files = ReadFiles::open_only(&catalog, &|_| false).unwrap();
+        let range = ByteRange::new(0, 1, 1).unwrap();
+        let mut request = Some(Request { file: 0, range, tag: 0 });
+        let error = files
+            .stream(&mut || request.take(), &mut |_, _, _| std::ops::ControlFlow::Continue(()))
+            .unwrap_err();
+        assert!(matches!(error, SourceError::OutOfRange { file: 0, .. }), "{error}");
+    }
+}
