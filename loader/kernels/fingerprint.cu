@@ -27,19 +27,47 @@ __device__ u64 mix(u64 value) {
     return value ^ (value >> 31);
 }
 
+// The factor of half-word `place` of a block, of 24 bits.
+__device__ u32 factor(u32 place) {
+    u32 value = place + 1;
+    value = (value ^ (value >> 16)) * 0x85ebca6bu;
+    value = (value ^ (value >> 13)) * 0xc2b2ae35u;
+    return ((value ^ (value >> 16)) & 0xffffffu) | 1u;
+}
+
+// Words that a thread sums before it multiplies: each adds less than 2^57.
+#define MOST_WORDS 64
+
 struct Sum {
     u64 low, high, bytes;
+    // The sum of `words` words of one block, which is exact as long as these are at most MOST_WORDS.
+    u64 part, block, seed;
+    u32 words;
 
-    // word and key are of the tensor's word `index`; held has the bits of the bytes that lie here.
-    __device__ void add(u64 word, u64 held, u64 seed, u64 index) {
-        u64 value = (word ^ 0x9e3779b97f4a7c15ull) & held;
-        u64 key = mix(seed + index) | 1;
-        u64 product = value * key;
+    // word is the tensor's word `index`; held has the bits of the bytes that lie here.
+    __device__ void add(u64 word, u64 held, u64 of_seed, u64 index) {
+        if (words == MOST_WORDS || block != index / 512) flush();
+        block = index / 512;
+        seed = of_seed;
+        words++;
+        u64 value = (word ^ 0x9e3779b99e3779b9ull) & held;
+        u32 place = (u32)(index & 511) * 2;
+        part += (u64)(u32)value * factor(place) + (u64)(u32)(value >> 32) * factor(place + 1);
+    }
+
+    // Multiplies what was summed of a block by the block's factor.
+    __device__ void flush() {
+        if (words == 0) return;
+        u64 key = mix(seed + block) | 1;
+        u64 product = part * key;
         low += product;
-        high += __umul64hi(value, key) + (low < product ? 1 : 0);
+        high += __umul64hi(part, key) + (low < product ? 1 : 0);
+        part = 0;
+        words = 0;
     }
 
     __device__ void give(u64 *limbs) {
+        flush();
         if (bytes == 0) return;
         atomicAdd(&limbs[0], low & 0xffffffffull);
         atomicAdd(&limbs[1], low >> 32);
@@ -66,7 +94,7 @@ extern "C" __global__ void fingerprint(const u64 *memory, const Item *items, u64
     u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     // Neighbouring items mostly add to the same sum: a block takes a run of them.
     u64 begin = count * blockIdx.x / gridDim.x, end = count * (blockIdx.x + 1) / gridDim.x;
-    Sum sum = {0, 0, 0};
+    Sum sum = {0, 0, 0, 0, 0, 0, 0};
     u32 to = 0;
     for (u64 number = begin; number < end; number++) {
         Item item = items[number];

@@ -7,7 +7,6 @@ use shardwright_planner::checkpoint::CatalogFile;
 use std::{
     fs::File,
     io::{self, ErrorKind},
-    os::unix::fs::FileExt,
     path::PathBuf,
 };
 
@@ -51,23 +50,6 @@ impl DirectFile {
         }
         let unit = LEAST_UNIT.max(file_bytes as usize).max(memory_bytes as usize);
         Ok(Self { path, file, bytes: entry.bytes, unit })
-    }
-
-    /// Reads from byte `from` of the file on, a multiple of the unit, until the first `wanted` bytes of `into` are there. `into`
-    /// is aligned.
-    pub(super) fn fill(&self, into: &mut [u8], from: u64, wanted: usize) -> Result<(), SourceError> {
-        let mut filled = 0;
-        while filled < wanted {
-            let have = filled / self.unit * self.unit;
-            let at = from + filled as u64;
-            match self.file.read_at(&mut into[have..], from + have as u64) {
-                Ok(brought) if have + brought > filled => filled = have + brought,
-                Ok(_) => return Err(self.broken(Broken::Ended { at })),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(source) => return Err(self.broken(Broken::Refused { at, source })),
-            }
-        }
-        Ok(())
     }
 
     /// What the error is called outside.
