@@ -40,13 +40,13 @@ __device__ u32 factor(u32 place) {
 
 struct Sum {
     u64 low, high, bytes;
-    // The sum of `words` words of one block, which is exact as long as these are at most MOST_WORDS.
+    // The sum of `words` words of one block of one tensor, which is exact as long as these are at most MOST_WORDS.
     u64 part, block, seed;
     u32 words;
 
     // word is the tensor's word `index`; held has the bits of the bytes that lie here.
     __device__ void add(u64 word, u64 held, u64 of_seed, u64 index) {
-        if (words == MOST_WORDS || block != index / 512) flush();
+        if (words == MOST_WORDS || block != index / 512 || seed != of_seed) flush();
         block = index / 512;
         seed = of_seed;
         words++;
