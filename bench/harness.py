@@ -98,12 +98,12 @@ def machine() -> str:
     return f"{cpu}, {cores} cores, {meminfo('MemTotal') / 2**30:.1f} GiB of memory, Linux {platform.release()}"
 
 
-def print_table(head: tuple[str, ...], lines: list[tuple[str, ...]], left: int = 1) -> None:
-    """Columns as wide as they need, the first `left` of them aligned left, the others right."""
+def print_table(head: tuple[str, ...], lines: list[tuple[str, ...]], left: tuple[int, ...] = (0,)) -> None:
+    """Columns as wide as they need, those of `left` aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
     for line in (head, *lines):
         cells = (
-            cell.ljust(width) if at < left else cell.rjust(width)
+            cell.ljust(width) if at in left else cell.rjust(width)
             for at, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         print("  ".join(cells).rstrip())

@@ -10,6 +10,7 @@ Standard library only; Linux.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -25,7 +26,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import harness
 import page_cache
@@ -48,6 +49,10 @@ TIMES_FASTEST_PEER = 3.0
 VERIFIED_TIMES_PLAIN = 1.25
 STORAGE_TIMES_SIZE = 1.02
 SLOWEST_TP_TIMES_FASTEST = 1.10
+
+# What runai-model-streamer may stage in, all processes together, and the least for one: the largest tensor must fit.
+STREAMER_BYTES = 2 * 10**9
+STREAMER_LEAST_BYTES = 5 * 10**8
 
 # Nothing that is measured takes this long: what does hangs, and is ended.
 DEADLINE_SECONDS = 300.0
@@ -111,7 +116,7 @@ class Row:
 class Processes:
     """Some processes that run at the same time, ended after DEADLINE_SECONDS."""
 
-    def __init__(self, commands: list[list[str | Path]], talk: bool = False) -> None:
+    def __init__(self, commands: list[list[str | Path]], environment: dict[str, str] | None = None, talk: bool = False) -> None:
         self.began = time.monotonic()
         self.errors: list[IO[bytes]] = []
         self.children: list[subprocess.Popen[bytes]] = []
@@ -122,11 +127,16 @@ class Processes:
         for command in commands:
             self.errors.append(tempfile.TemporaryFile())
             child = subprocess.Popen(
-                command, stdin=subprocess.PIPE if talk else subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.errors[-1]
+                command,
+                env=environment,
+                stdin=subprocess.PIPE if talk else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=self.errors[-1],
             )
             self.children.append(child)
             # Where memory does not suffice, this goes first and nothing else does.
-            Path(f"/proc/{child.pid}/oom_score_adj").write_text("1000")
+            with contextlib.suppress(OSError):
+                Path(f"/proc/{child.pid}/oom_score_adj").write_text("1000")
 
     def __enter__(self) -> Processes:
         return self
@@ -142,26 +152,36 @@ class Processes:
 
     def expire(self) -> None:
         self.late = True
+        self.kill()
+
+    def kill(self) -> None:
         for child in self.children:
-            # Not child.kill(): that might wait for a lock that who waits for the child holds.
             if child.returncode is None:
-                os.kill(child.pid, signal.SIGKILL)
+                # Not child.kill(): that may reap the child, and what it used would be lost.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGKILL)
 
     def lines(self) -> list[bytes]:
         """The next line of each."""
         lines = [child.stdout.readline() for child in self.children if child.stdout]
         if not all(lines):
-            # Who lost one may wait for ever.
-            for child in self.children:
-                child.kill()
-            self.ended()
+            self.give_up()
         return lines
 
     def tell(self, line: bytes) -> None:
-        for child in self.children:
-            if child.stdin:
-                child.stdin.write(line)
-                child.stdin.flush()
+        try:
+            for child in self.children:
+                if child.stdin:
+                    child.stdin.write(line)
+                    child.stdin.flush()
+        except BrokenPipeError:
+            self.give_up()
+
+    def give_up(self) -> NoReturn:
+        """One has ended too early, and those that exchange with it would wait for ever."""
+        self.kill()
+        self.ended()
+        raise Failed("ended early, without a figure")
 
     def ended(self) -> tuple[float, list[Any]]:
         """Waits for all, and gives the seconds since the first began and what each used."""
@@ -188,6 +208,10 @@ class Processes:
         return f"{'killed by signal ' + str(-code) if code < 0 else f'exit code {code}'}: {last[:160]}"
 
 
+def plural(number: int, what: str, ending: str) -> str:
+    return f"{number} {what}{ending if number > 1 else ''}"
+
+
 def free_address() -> str:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -205,6 +229,20 @@ def measured(commands: list[list[str | Path]], destination: Callable[[dict[str, 
         read_bytes=sum(usage.ru_inblock * 512 for usage in usages),
         peak_beyond_bytes=sum(usage.ru_maxrss * 1024 for usage in usages) - sum(map(destination, said)),
     )
+
+
+def peer_settings(case: Case) -> dict[str, str]:
+    """What the peers' documentation lets one set, where their default would do badly here."""
+    settings = {
+        # Unless told it stages in up to 40 GB, which is slower here, and more than there is with several processes.
+        "RUNAI_STREAMER_MEMORY_LIMIT": str(max(STREAMER_BYTES // case.processes, STREAMER_LEAST_BYTES)),
+        "RUNAI_STREAMER_LOG_LEVEL": "ERROR",
+    }
+    if case.state == "warm":
+        # Direct reads would pass by the page cache that a warm load is about.
+        settings["RUNAI_STREAMER_FS_STRATEGY"] = "sync_buffered"
+        settings["FASTSAFETENSORS_ODIRECT"] = "0"
+    return settings
 
 
 class Bench:
@@ -291,9 +329,7 @@ class Bench:
             commands = [
                 [*base, f"--slices={path}", "--rank", str(rank), "--meet", meet, *self.files] for rank, path in enumerate(every)
             ]
-        # Direct reads, its default, would pass by the page cache that a warm load is about.
-        os.environ["FASTSAFETENSORS_ODIRECT"] = "0" if case.state == "warm" else "1"
-        with Processes(commands, talk=True) as processes:
+        with Processes(commands, {**os.environ, **peer_settings(case)}, talk=True) as processes:
             processes.lines()
             self.prepare(case.state)
             processes.tell(b"go\n")
@@ -330,7 +366,7 @@ class Bench:
                     row.outcomes.append(contender(at == 0))
                 except Failed as failed:
                     row.failed = str(failed)
-                    what = f"{case.state}, tp {case.tp}, {case.processes} process{'es' if case.processes > 1 else ''}"
+                    what = f"{case.state}, tp {case.tp}, {plural(case.processes, 'process', 'es')}"
                     self.remark(f"{who} failed ({what}): {failed}")
                     continue
                 if case.state == "warm" and page_cache.cached_share(self.files) < WARM_SHARE:
@@ -399,7 +435,7 @@ def bars_of(cases: list[list[Row]], size: int) -> list[Bar]:
             continue
         limit, ours, verified = rows[:3]
         peer = fastest(rows)
-        what = f"{case.state}, {gb}, tp {case.tp}, {case.processes} process{'es' if case.processes > 1 else ''}"
+        what = f"{case.state}, {gb}, tp {case.tp}, {plural(case.processes, 'process', 'es')}"
         of_limit = None if ours.failed or limit.failed else ours.times_as_fast_as(limit)
         bars.append(Bar(f"{what}: of the limit", of_limit, WARM_OF_LIMIT if case.state == "warm" else COLD_OF_LIMIT, True))
         if case.state != "warm":
@@ -494,7 +530,7 @@ def main() -> None:
                 for tp in arguments.tp:
                     # At tp 1 a process for each rank is one process.
                     for processes in dict.fromkeys((1, tp)):
-                        note(f"{bench.size / 1e9:.1f} GB, {state}, tp {tp}, processes {processes}: {arguments.runs} rounds")
+                        note(f"{bench.size / 1e9:.1f} GB, {state}, tp {tp}, {plural(processes, 'process', 'es')}")
                         rows = bench.rows(Case(state, tp, processes), arguments.peers, arguments.runs)
                         cases.append(rows)
                         lines += table_lines(rows, bench.size)
@@ -505,8 +541,8 @@ def main() -> None:
 
     print(f"machine: {harness.machine()}")
     print(f"command: bench/load.sh {shlex.join(command_line(sys.argv[1:]))}".rstrip())
-    print(f"medians of {arguments.runs} rounds; ratios: 2 is twice as fast\n")
-    harness.print_table(HEAD, lines)
+    print(f"medians of {plural(arguments.runs, 'round', 's')}; ratios: 2 is twice as fast\n")
+    harness.print_table(HEAD, lines, left=(0, HEAD.index("who")))
     print()
     for remark in remarks:
         print(f"- {remark}")
