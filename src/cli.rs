@@ -197,6 +197,9 @@ pub(crate) struct Plan {
     /// Write the plan to this file
     #[arg(short, long, help_heading = "Output")]
     pub(crate) output: Option<PathBuf>,
+    /// Read all weights, and write the fingerprint of every tensor into this file, for `load --manifest`
+    #[arg(long, value_name = "FILE", conflicts_with = "base")]
+    pub(crate) fingerprint: Option<PathBuf>,
     /// Print JSON
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
@@ -266,6 +269,9 @@ pub(crate) struct Load {
     /// Compare the fingerprints of every byte that arrived with the files, of one tensor in 16 of each kind, or of none
     #[arg(long, value_enum, default_value_t = Verify::Full)]
     pub(crate) verify: Verify,
+    /// Compare with these fingerprints, which `plan --fingerprint` wrote, rather than with those of the files as they are read
+    #[arg(long, value_name = "FILE")]
+    pub(crate) manifest: Option<PathBuf>,
     /// Keep the weights on the GPUs and hand them to other processes of this host over a Unix socket
     #[arg(long, value_name = "SOCKET", num_args = 0..=1, require_equals = true)]
     pub(crate) hold: Option<Option<PathBuf>>,

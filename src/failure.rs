@@ -8,6 +8,7 @@ use shardwright_loader::{
     hold::{DocumentError, HoldError},
     launch::{Refusal, RendezvousError},
     load::LoadError,
+    manifest::ManifestError,
     schedule::ScheduleError,
     source::SourceError,
     verify::VerifyError,
@@ -283,6 +284,17 @@ impl From<LoadError> for Failure {
             Some(help) => failure.with_help(help.to_owned()),
             None => failure,
         }
+    }
+}
+
+impl From<ManifestError> for Failure {
+    fn from(error: ManifestError) -> Self {
+        let help = match error {
+            ManifestError::Read { .. } => return Self::new(Kind::BadInput, error.to_string()),
+            ManifestError::Malformed { .. } => "write it with shardwright plan --fingerprint FILE",
+            ManifestError::OtherCheckpoint { .. } => "give the manifest that was made of this checkpoint",
+        };
+        Self::new(Kind::BadInput, error.to_string()).with_help(help.to_owned())
     }
 }
 

@@ -6,6 +6,7 @@ mod commands;
 mod failure;
 mod figures;
 mod inputs;
+mod interrupt;
 mod output;
 mod picture;
 

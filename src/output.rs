@@ -62,11 +62,15 @@ pub(crate) fn print_json(out: &mut dyn Write, value: &serde_json::Value) -> Resu
     Ok(())
 }
 
-/// Writes `text` to `path`: aside first and renamed, so that nobody ever sees a part of it.
+/// Writes `text` to `path`: aside first and renamed, so that nobody ever sees a part of it. A pipe or a device is written to, not
+/// replaced.
 pub(crate) fn write_whole(path: &Path, text: &str) -> Result<(), Failure> {
     let failed = |error: std::io::Error| {
         Failure::new(Kind::Environment, format!("cannot write {}: {error}", path.display()))
     };
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        return std::fs::write(path, text).map_err(failed);
+    }
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder.to_owned(),
         _ => PathBuf::from("."),

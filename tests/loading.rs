@@ -231,3 +231,71 @@ fn more_than_this_host_has_is_refused_before_anything_is_loaded() {
     let args = ["plan", text(folder.path()), "--topology", "host", "--tp", "1"];
     shardwright(&args).refused(1, &["does not fit", "\nhelp: "]);
 }
+
+#[test]
+fn every_way_of_reading_gives_the_same_bytes() {
+    let (_folder, plan) = planned(&fixture("llama-odd-vocab-bf16"), [4, 2, 1]);
+    for io in ["auto", "mmap", "read", "direct"] {
+        for threads in ["1", "3"] {
+            let printed = load(&plan, &["--json", "--io", io, "--threads", threads]).json();
+            assert_eq!(printed["verified"], true, "{io}: {printed}");
+        }
+    }
+}
+
+#[test]
+fn a_file_system_that_refuses_direct_reads_is_read_otherwise_and_that_is_said() {
+    let Ok(folder) = tempfile::tempdir_in("/dev/shm") else { return };
+    let checkpoint = folder.path().join("checkpoint");
+    copy_folder(&fixture("qwen3-f32"), &checkpoint);
+    let (_folder, plan) = planned(&checkpoint, [2, 1, 1]);
+    let outcome = load(&plan, &["--io", "direct", "--json"]);
+    let printed: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    assert_eq!(printed["verified"], true);
+    // Newer kernels read memory directly, too.
+    let refused = outcome.stderr.contains("note: reading through the page cache instead of directly: ");
+    let files = printed["files"].as_str().unwrap();
+    assert_eq!(refused, files.contains("through the page cache"), "{outcome:?}");
+}
+
+#[test]
+fn what_a_manifest_says_is_compared_with_what_was_loaded() {
+    let parent = TempDir::new().unwrap();
+    let checkpoint = parent.path().join("checkpoint");
+    copy_folder(&fixture("mistral-f32"), &checkpoint);
+    let (folder, plan) = planned(&checkpoint, [2, 2, 1]);
+    let manifest = folder.path().join("fingerprints.json");
+    let args = ["plan", text(&checkpoint), "--topology", "host", "--fingerprint", text(&manifest)];
+    shardwright(&args).succeeded();
+    let with = ["--manifest", text(&manifest)];
+    let printed = load(&plan, &with).succeeded();
+    assert!(printed.contains("those of the manifest, for all"), "{printed}");
+    let wrong = |args: &[&str], words: [&str; 2]| {
+        let outcome = load(&plan, args);
+        assert_eq!(outcome.code, Some(1), "{outcome:?}");
+        assert!(words.iter().all(|words| outcome.stderr.contains(words)), "{}", outcome.stderr);
+    };
+    let flipped = [&with[..], &["--flip-byte", "1"]].concat();
+    wrong(&flipped, ["1 tensor is not what the manifest says", "wrong on rank 1;"]);
+    load(&plan, &[&with[..], &["--rank", "1"]].concat())
+        .refused(2, &["one rank alone", "leave --manifest out"]);
+
+    // A byte of the last tensor rots: all ranks load just what the file has.
+    let file = checkpoint.join("model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 4;
+    fs::write(&file, &bytes).unwrap();
+    load(&plan, &[]).succeeded();
+    wrong(&with, ["all ranks have what the files have", "help: the files are not those"]);
+
+    fs::write(&manifest, "{}").unwrap();
+    load(&plan, &with).refused(3, &["is no manifest of fingerprints", "help: write it with"]);
+}
+
+#[test]
+fn a_full_disk_for_the_timeline_costs_no_load() {
+    let (_folder, plan) = planned(&fixture("qwen3-f32"), [2, 1, 1]);
+    let outcome = load(&plan, &["--trace", "/dev/full"]);
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    assert!(outcome.stderr.contains("/dev/full"), "{}", outcome.stderr);
+}

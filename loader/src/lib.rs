@@ -9,7 +9,8 @@
 //! 4. [`collective`]: how ranks agree
 //! 5. [`fingerprint`] and [`verify`]: what arrived, summed over ranks and compared with the files
 //! 6. [`load`]: the five together, for one rank or for all ranks of a host
-//! 7. [`hold`]: what was loaded, for other processes of the host
+//! 7. [`manifest`]: fingerprints that were made once
+//! 8. [`hold`]: what was loaded, for other processes of the host
 //!
 //! Beside them stand [`launch`], which rank this process is and how ranks find each other; [`trace`], a timeline of the above;
 //! and [`detect`], which machine this is.
@@ -21,6 +22,7 @@ pub mod fingerprint;
 pub mod hold;
 pub mod launch;
 pub mod load;
+pub mod manifest;
 pub mod schedule;
 pub mod source;
 pub mod trace;

@@ -5,9 +5,15 @@ use crate::{
     failure::{Failure, Kind},
     figures,
     inputs::{absolute, config, topology},
-    output::{escaped_line, print_json, print_table, table, write_whole},
+    interrupt::Interrupts,
+    output::{escaped_line, print_json, print_notes, print_table, table, write_whole},
 };
 use serde_json::json;
+use shardwright_loader::{
+    load::LoadError,
+    manifest::Manifest,
+    source::{Io, open},
+};
 use shardwright_planner::{
     adapter::{ADAPTER_CONFIG_NAME, plan_adapter},
     checkpoint::Catalog,
@@ -66,7 +72,23 @@ pub(crate) fn run(args: &cli::Plan, out: &mut dyn Write) -> Result<(), Failure> 
             expert_parallel: args.expert_parallel,
         },
     })?;
+    if let Some(path) = &args.fingerprint {
+        write_whole(path, &fingerprints(&catalog)?)?;
+    }
     show(args, &plan, machine.about(), chosen, out)
+}
+
+/// The fingerprints of all tensors, as a document.
+fn fingerprints(catalog: &Catalog) -> Result<String, Failure> {
+    let interrupts = Interrupts::listen()?;
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let files = open(catalog, Io::Auto, false, threads).map_err(LoadError::from)?;
+    print_notes(&files.notes);
+    let manifest = Manifest::of(catalog, files.source.as_ref(), threads, &|| !interrupts.is_interrupted());
+    let manifest = manifest.map_err(LoadError::from)?;
+    let manifest = manifest.ok_or_else(|| Failure::new(Kind::Environment, "interrupted"))?;
+    let text = manifest.to_json(catalog);
+    text.map_err(|error| Failure::new(Kind::Environment, format!("cannot write the fingerprints: {error}")))
 }
 
 /// Writes the plan where it should go, and shows it.

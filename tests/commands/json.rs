@@ -81,7 +81,19 @@ fn explain_gives_its_facts_as_json() {
 fn load_gives_its_facts_as_json() {
     let (_folder, file) = planned("qwen3-f32", &["--tp", "2"]);
     let facts = shardwright(&["load", text(&file), "--device", "host", "--json"]).json();
-    assert_eq!(keys(&facts), ["mismatches", "ranks", "seconds", "verified", "verified_tensors"]);
+    let all = [
+        "bytes",
+        "files",
+        "gb_per_second",
+        "mismatches",
+        "ranks",
+        "seconds",
+        "slowest_rank",
+        "verified",
+        "verified_tensors",
+    ];
+    assert_eq!(keys(&facts), all);
+    assert!(facts["files"].as_str().unwrap().starts_with("reading "), "{facts}");
     assert_eq!(
         keys(&facts["ranks"][0]),
         ["bytes", "device", "gpu", "load_seconds", "memory_bytes", "rank", "tensors", "verify_seconds"]

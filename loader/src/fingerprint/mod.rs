@@ -78,6 +78,13 @@ impl Fingerprint {
         self.bytes
     }
 
+    /// What [`Display`](std::fmt::Display) wrote of a sum over `bytes` bytes: 32 hexadecimal digits.
+    pub fn parse(text: &str, bytes: u64) -> Option<Self> {
+        let is_hexadecimal = text.len() == 32 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let sum = u128::from_str_radix(text, 16).ok().filter(|_| is_hexadecimal)?;
+        Some(Self { sum, bytes })
+    }
+
     /// As 32-bit limbs and a count of bytes, which sums mod 2^64 over up to 2^32 ranks add up without losing a carry.
     pub fn to_limbs(self) -> [u64; Self::LIMBS] {
         // The mask leaves 32 bits, whatever is cut off.
@@ -135,7 +142,7 @@ mod tests {
         fn the_shares_of_any_cut_add_up(
             bytes in prop_oneof![
                 prop::collection::vec(any::<u8>(), 0..200),
-                (any::<u8>(), 4000usize..13_000).prop_map(|(seed, len)| (0..len).map(|at| (at * at >> 3) as u8 ^ seed).collect()),
+                (any::<u8>(), 4000usize..13_000).prop_map(|(seed, len)| (0..len).map(|at| ((at * at) >> 3) as u8 ^ seed).collect()),
                 (3900usize..9000).prop_map(|len| vec![0xff; len]),
             ],
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6),

@@ -268,7 +268,7 @@ impl Lanes<'_> {
                     add(&mut open.sums.expected, tensor.id, wanted);
                 }
             }
-            self.progress.add(copied);
+            self.progress.add(self.memories[place.seat].0, copied);
         }
         Ok(())
     }

@@ -24,6 +24,7 @@ pub use weights::{LoadedTensor, RankWeights};
 use crate::{
     collective::{Communicator, Lifeline},
     device::{Device, DeviceError, DeviceMemory},
+    manifest::Manifest,
     schedule::{Answers, Batches, Pass, Schedule, ScheduleError},
     source::Source,
     trace::Tracer,
@@ -36,7 +37,7 @@ use shardwright_planner::{checkpoint::Catalog, plan::Plan};
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -47,6 +48,9 @@ use std::{
 pub struct LoadOptions {
     /// What to verify of what arrived; `None` for nothing.
     pub verify: Option<Extent>,
+    /// What the tensors' fingerprints should be, where that is known: then the files are not summed up. Only for ranks that load
+    /// together; it counts on rank 0.
+    pub manifest: Option<Arc<Manifest>>,
     /// Threads that read for all ranks of this process. 0 for as many as there are cores.
     pub threads: usize,
     /// A fault to inject, so that people can see that verification finds it.
@@ -87,16 +91,25 @@ type FiguresOfRanks = Vec<(u32, LoadFigures)>;
 
 /// Bytes that have been read and handed to devices, for whoever shows progress.
 #[derive(Debug, Default)]
-pub struct Progress(AtomicU64);
+pub struct Progress {
+    all: AtomicU64,
+    of_ranks: Mutex<BTreeMap<u32, u64>>,
+}
 
 impl Progress {
     /// Bytes of all ranks of this process so far.
     pub fn bytes(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.all.load(Ordering::Relaxed)
     }
 
-    fn add(&self, bytes: u64) {
-        self.0.fetch_add(bytes, Ordering::Relaxed);
+    /// Bytes of each rank of this process that has any.
+    pub fn of_ranks(&self) -> BTreeMap<u32, u64> {
+        self.of_ranks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn add(&self, rank: u32, bytes: u64) {
+        self.all.fetch_add(bytes, Ordering::Relaxed);
+        *self.of_ranks.lock().unwrap_or_else(PoisonError::into_inner).entry(rank).or_default() += bytes;
     }
 }
 
@@ -130,6 +143,7 @@ pub fn load(
     let world = plan.mesh.world_size();
     let answers = match seated.first() {
         _ if chosen.is_empty() => Answers::ForNothing,
+        Some(seated) if options.manifest.is_some() && seated.communicator.is_some() => Answers::ForNothing,
         Some(seated) if seated.communicator.is_some() => Answers::WithOthers { world },
         _ => Answers::ForItself,
     };

@@ -22,7 +22,9 @@ pub struct Ready<'a> {
 /// The addresses stay good in the [`LoadedRank`](super::LoadedRank) that loading gives in the end, if it does not fail.
 /// To take them in another thread, as an iterator, let it send them through a channel.
 #[derive(Clone, Default)]
-pub struct OnReady(Option<Arc<dyn Fn(Ready<'_>) + Send + Sync>>);
+pub struct OnReady(Option<Arc<Hear>>);
+
+type Hear = dyn Fn(Ready<'_>) + Send + Sync;
 
 impl OnReady {
     /// Calls `hear`.

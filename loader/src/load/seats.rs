@@ -165,9 +165,16 @@ impl Job<'_> {
                 let own = arrivals.own(seat, places());
                 let arrived =
                     if memory.is_filled_in_place() { Arrived::Summed(&own) } else { Arrived::OnDevice };
-                // One rank of a process brings what the process has summed up of the files.
-                if seat == 0 {
-                    arrivals.expected(ids()).into_iter().for_each(|(id, sum)| expected[id] = sum);
+                match &self.options.manifest {
+                    Some(manifest) if traced.is_some() => {
+                        let brings = rank == 0;
+                        ids().filter(|_| brings).for_each(|id| expected[id] = manifest.of_tensor(id));
+                    }
+                    // One rank of a process brings what the process has summed up of the files.
+                    _ if seat == 0 => {
+                        arrivals.expected(ids()).into_iter().for_each(|(id, sum)| expected[id] = sum);
+                    }
+                    _ => {}
                 }
                 let communicator = traced.as_mut().map(|traced| traced as &mut dyn Communicator);
                 let found = verifier.batch(ids(), &arrived, &expected, communicator).map_err(not_verified)?;

@@ -32,7 +32,7 @@ impl Lanes<'_> {
                     for rows in pieces.iter().flat_map(|piece| Pass::rows(piece, span.bytes.clone())) {
                         (self.step)()?;
                         self.rows(place, file, rows, track)?;
-                        self.progress.add(rows.bytes());
+                        self.progress.add(self.memories[place.seat].0, rows.bytes());
                     }
                 }
             }

@@ -144,7 +144,7 @@ impl<'a> Pass<'a> {
         for run in runs {
             match joined.last_mut() {
                 Some(last) if run.start <= last.end.saturating_add(GAP_BYTES) => {
-                    last.end = last.end.max(run.end)
+                    last.end = last.end.max(run.end);
                 }
                 _ => joined.push(run),
             }
@@ -200,7 +200,7 @@ impl<'a> Pass<'a> {
                     || self.placed(place).pieces.iter().flat_map(|piece| Self::rows(piece, start..stop));
                 let begin =
                     if window.is_empty() { parts().map(|rows| rows.to).min() } else { Some(window.start) };
-                let end = parts().map(|rows| rows.to_stop()).max();
+                let end = parts().map(Rows::to_stop).max();
                 match (begin, end) {
                     (Some(begin), Some(end)) => end - begin <= window_bytes[place.seat].max(1),
                     _ => true,

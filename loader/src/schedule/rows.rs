@@ -60,7 +60,7 @@ impl Rows {
     }
 
     /// One past the last byte that is written.
-    pub(super) fn to_stop(&self) -> u64 {
+    pub(super) fn to_stop(self) -> u64 {
         self.to + (self.runs - 1) * self.to_stride + self.run_bytes
     }
 

@@ -1,13 +1,11 @@
 //! Who loads what, and into which device: the ranks of this process, and how they agree with all others.
 
-use super::{
-    gpus::{self, Gpus},
-    interrupt::Interrupts,
-};
+use super::gpus::{self, Gpus};
 use crate::{
     cli::{DeviceChoice, IoChoice, Load},
     failure::{Failure, Kind},
     inputs::checkpoint_of,
+    interrupt::Interrupts,
     output::escaped_line,
 };
 use shardwright_loader::{
@@ -15,10 +13,11 @@ use shardwright_loader::{
     device::{Device, HostDevice},
     launch::{Address, Details, Launched, Rendezvous, launched},
     load::{LoadError, LoadOptions, Seat},
+    manifest::Manifest,
     source::{Io, Opened, open},
 };
 use shardwright_planner::{checkpoint::Catalog, plan::Plan};
-use std::{cell::RefCell, time::Duration};
+use std::{cell::RefCell, sync::Arc, time::Duration};
 
 /// The kind of GPU that a plan for host memory has.
 const HOST_KIND: &str = "host";
@@ -94,9 +93,19 @@ impl Crew {
         let nccl = if on_gpus && agrees { Some(gpus::nccl(&mut notes)) } else { None };
         let version = nccl.as_ref().and_then(|nccl| nccl.as_ref().ok()).map(nccl_rs::Library::version);
         let io = io(args)?;
+        if args.manifest.is_some() && company == Company::Alone && plan.mesh.world_size() > 1 {
+            let failure = Failure::new(
+                Kind::Usage,
+                "a manifest has the sums of whole tensors, which one rank alone does not hold",
+            );
+            return Err(failure.with_help("load all ranks, or leave --manifest out".to_owned()));
+        }
         let prepared = checkpoint_of(plan, &args.file).and_then(|catalog| {
             let devices = devices(args, plan, options, &here, (gpus, nccl), &mut notes)?;
             let shared = company == Company::Processes;
+            if let Some(path) = &args.manifest {
+                options.manifest = Some(Arc::new(Manifest::read(path, &catalog)?));
+            }
             let files = open(&catalog, io, shared, options.threads).map_err(LoadError::from)?;
             Ok((catalog, files, devices))
         });

@@ -1,12 +1,10 @@
 //! `load --hold`: the weights stay, for other processes of this host.
 
-use super::{
-    crew::{Company, Crew},
-    interrupt::Interrupts,
-};
+use super::crew::{Company, Crew};
 use crate::{
     cli::Load,
     failure::{Failure, Kind},
+    interrupt::Interrupts,
     output::print_notes,
 };
 use shardwright_loader::{

@@ -3,17 +3,16 @@
 mod crew;
 mod gpus;
 mod holding;
-mod interrupt;
 mod progress;
 mod report;
 
 use crate::{
     cli::{Load, Verify},
     failure::{Failure, Kind},
+    interrupt::{Interrupts, Watchdog},
     output::{print_notes, write_whole},
 };
 use crew::{Company, Crew};
-use interrupt::{Interrupts, Watchdog};
 use shardwright_loader::{
     load::{LoadOptions, OnReady, load},
     trace::Tracer,
@@ -30,6 +29,7 @@ pub(crate) fn run(args: &Load, out: &mut dyn Write) -> Result<(), Failure> {
     let interrupts = Interrupts::listen()?;
     let mut options = LoadOptions {
         verify: extent(args.verify),
+        manifest: None,
         threads: 0,
         flip_byte_of: args.flip_byte,
         interrupted: interrupts.flag(),
@@ -67,6 +67,7 @@ pub(crate) fn run(args: &Load, out: &mut dyn Write) -> Result<(), Failure> {
         places: crew.places(),
         company: crew.company(),
         how: crew.files.how.clone(),
+        by_manifest: args.manifest.is_some(),
     };
     loaded.print_notes();
     loaded.print(args.json, out)?;

@@ -9,7 +9,7 @@ use crate::{
 use serde_json::json;
 use shardwright_loader::{
     device::Place,
-    load::LoadedRank,
+    load::{LoadFigures, LoadedRank},
     verify::{Mismatch, Verified},
 };
 use shardwright_planner::{
@@ -31,6 +31,8 @@ pub(super) struct Loaded {
     pub(super) company: Company,
     /// How the files were read, and why so.
     pub(super) how: String,
+    /// Whether what the fingerprints should be comes from a manifest.
+    pub(super) by_manifest: bool,
 }
 
 impl Loaded {
@@ -47,7 +49,9 @@ impl Loaded {
     /// The failure that it is, where it does not verify.
     pub(super) fn verdict(&self) -> Result<(), Failure> {
         match self.verified() {
-            Some(verified) if !verified.mismatches.is_empty() => Err(does_not_verify(&verified.mismatches)),
+            Some(verified) if !verified.mismatches.is_empty() => {
+                Err(self.does_not_verify(&verified.mismatches))
+            }
             _ => Ok(()),
         }
     }
@@ -56,16 +60,21 @@ impl Loaded {
         self.ranks.first().and_then(|rank| rank.verified.as_ref())
     }
 
+    /// What loading took, of every rank that took part.
+    fn all_ranks(&self) -> Vec<(u32, LoadFigures)> {
+        match (self.company, self.ranks.first()) {
+            (Company::Alone | Company::Processes, Some(first)) => first.of_all_ranks.clone(),
+            _ => self.ranks.iter().map(|rank| (rank.rank, rank.figures())).collect(),
+        }
+    }
+
     /// A table of all ranks; of many processes only that of rank 0 prints one, the others a line each.
     fn print_ranks(&self, out: &mut dyn Write) -> Result<(), Failure> {
         let Some(first) = self.ranks.first() else { return Ok(()) };
         if self.company == Company::Processes && first.rank != 0 {
             return self.print_line(first, out);
         }
-        let all = match self.company {
-            Company::Alone | Company::Processes => first.of_all_ranks.clone(),
-            Company::Threads => self.ranks.iter().map(|rank| (rank.rank, rank.figures())).collect(),
-        };
+        let all = self.all_ranks();
         let place = |number: u32| {
             let own = self.ranks.iter().zip(&self.places).find(|(rank, _)| rank.rank == number);
             // What another process loads into is not known here, but for one thing: all load into GPUs, or none.
@@ -122,7 +131,11 @@ impl Loaded {
                     format!("{} of {all}: --verify sample", verified.tensors)
                 }
             };
-            writeln!(out, "verified: the fingerprints {how} are those of the files, for {tensors}")?;
+            writeln!(
+                out,
+                "verified: the fingerprints {how} are those of the {}, for {tensors}",
+                if self.by_manifest { "manifest" } else { "files" },
+            )?;
         }
         Ok(())
     }
@@ -181,8 +194,15 @@ impl Loaded {
                 })
             })
             .collect();
+        let all = self.all_ranks();
+        let bytes: u64 = all.iter().map(|(_, figures)| figures.bytes).sum();
+        let slowest = all.iter().max_by_key(|(_, figures)| figures.load);
+        let load = slowest.map(|(_, figures)| figures.load).unwrap_or_default();
         json!({
             "ranks": ranks,
+            "bytes": bytes,
+            "gb_per_second": figures::gb_per_second(bytes, load),
+            "slowest_rank": slowest.map(|(rank, _)| rank),
             "seconds": self.elapsed.as_secs_f64(),
             "files": self.how,
             "verified": mismatches.as_ref().map(Vec::is_empty),
@@ -190,33 +210,41 @@ impl Loaded {
             "mismatches": mismatches,
         })
     }
-}
 
-fn does_not_verify(mismatches: &[Mismatch]) -> Failure {
-    let mut message = format!(
-        "{} not what the files say",
-        match mismatches.len() {
-            1 => "1 tensor is".to_owned(),
-            many => format!("{many} tensors are"),
+    fn does_not_verify(&self, mismatches: &[Mismatch]) -> Failure {
+        let mut message = format!(
+            "{} not what the {}",
+            match mismatches.len() {
+                1 => "1 tensor is".to_owned(),
+                many => format!("{many} tensors are"),
+            },
+            if self.by_manifest { "manifest says" } else { "files say" },
+        );
+        for wrong in mismatches.iter().take(MOST_NAMED) {
+            let ranks: Vec<String> = wrong.ranks.iter().map(u32::to_string).collect();
+            let place = match ranks.len() {
+                0 if self.by_manifest => "all ranks have what the files have".to_owned(),
+                0 => "the boxes of all ranks do not make it up".to_owned(),
+                1 => format!("wrong on rank {}", ranks[0]),
+                _ => format!("wrong on ranks {}", ranks.join(", ")),
+            };
+            let sums = if wrong.expected == wrong.found {
+                "the ranks that answer for it are right, a copy is not".to_owned()
+            } else {
+                format!("expected {}, found {}", wrong.expected, wrong.found)
+            };
+            message.push_str(&format!("\n{}: {place}; {sums}", quote(&wrong.tensor)));
         }
-    );
-    for wrong in mismatches.iter().take(MOST_NAMED) {
-        let ranks: Vec<String> = wrong.ranks.iter().map(u32::to_string).collect();
-        let place = match ranks.len() {
-            0 => "the boxes of all ranks do not make it up".to_owned(),
-            1 => format!("wrong on rank {}", ranks[0]),
-            _ => format!("wrong on ranks {}", ranks.join(", ")),
+        if mismatches.len() > MOST_NAMED {
+            message.push_str(&format!("\n… and {} more", mismatches.len() - MOST_NAMED));
+        }
+        let files_differ = self.by_manifest && mismatches.iter().all(|wrong| wrong.ranks.is_empty());
+        let help = match files_differ {
+            true => {
+                "the files are not those that the manifest was made of: fetch them again, or make a new manifest"
+            }
+            false => "load again; where it stays wrong, suspect the memory of the ranks named",
         };
-        let sums = if wrong.expected == wrong.found {
-            "the ranks that answer for it are right, a copy is not".to_owned()
-        } else {
-            format!("expected {}, found {}", wrong.expected, wrong.found)
-        };
-        message.push_str(&format!("\n{}: {place}; {sums}", quote(&wrong.tensor)));
+        Failure::new(Kind::No, message).with_help(help.to_owned())
     }
-    if mismatches.len() > MOST_NAMED {
-        message.push_str(&format!("\n… and {} more", mismatches.len() - MOST_NAMED));
-    }
-    let help = "load again; where it stays wrong, suspect the memory of the ranks named";
-    Failure::new(Kind::No, message).with_help(help.to_owned())
 }

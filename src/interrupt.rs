@@ -22,13 +22,13 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// SIGINT and SIGTERM, from the first time that somebody listens.
 #[derive(Clone)]
-pub(super) struct Interrupts {
+pub(crate) struct Interrupts {
     flag: Arc<AtomicBool>,
 }
 
 impl Interrupts {
     /// From now on a signal does not end the program; whoever works looks at the flag.
-    pub(super) fn listen() -> Result<Self, Failure> {
+    pub(crate) fn listen() -> Result<Self, Failure> {
         // Signals are the process's, and so is who hears them: a command that loads twice stops for good.
         static LISTENING: Mutex<Option<Interrupts>> = Mutex::new(None);
         let mut listening = LISTENING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -49,19 +49,19 @@ impl Interrupts {
     }
 
     /// Becomes true with each signal.
-    pub(super) fn flag(&self) -> Arc<AtomicBool> {
+    pub(crate) fn flag(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.flag)
     }
 
     /// Whether there was a signal.
-    pub(super) fn is_interrupted(&self) -> bool {
+    pub(crate) fn is_interrupted(&self) -> bool {
         self.flag.load(Ordering::Relaxed)
     }
 }
 
 /// Passes an interrupt on to all ranks, and ends the program when a rank of it does not: a driver or a file system that hangs
 /// cannot be talked out of it, and the other ranks wait for this process.
-pub(super) struct Watchdog {
+pub(crate) struct Watchdog {
     interrupts: Interrupts,
     lifelines: Arc<Mutex<Vec<(u32, Lifeline)>>>,
     stop: mpsc::Sender<()>,
@@ -71,7 +71,7 @@ pub(super) struct Watchdog {
 impl Watchdog {
     /// Watches until it is stopped. When somebody asked to stop, or a rank failed, all ranks of this process have a part of
     /// `patience` left.
-    pub(super) fn start(interrupts: &Interrupts, patience: Duration) -> Self {
+    pub(crate) fn start(interrupts: &Interrupts, patience: Duration) -> Self {
         let (stop, stopped) = mpsc::channel();
         let lifelines: Arc<Mutex<Vec<(u32, Lifeline)>>> = Arc::default();
         let watched = Arc::clone(&lifelines);
@@ -103,12 +103,12 @@ impl Watchdog {
     }
 
     /// Watches these ranks, too.
-    pub(super) fn watch(&self, lifelines: Vec<(u32, Lifeline)>) {
+    pub(crate) fn watch(&self, lifelines: Vec<(u32, Lifeline)>) {
         self.lifelines.lock().unwrap_or_else(PoisonError::into_inner).extend(lifelines);
     }
 
     /// Stops watching, and gives `outcome` back: where it failed after an interrupt, that is why.
-    pub(super) fn stop<T>(self, outcome: Result<T, Failure>) -> Result<T, Failure> {
+    pub(crate) fn stop<T>(self, outcome: Result<T, Failure>) -> Result<T, Failure> {
         let _ = self.stop.send(());
         // It cannot panic, and there would be nothing to do about it.
         let _ = self.thread.join();
