@@ -281,7 +281,7 @@ fn what_a_manifest_says_is_compared_with_what_was_loaded() {
         .refused(2, &["one rank alone", "leave --manifest out"]);
 
     // A byte of the last tensor rots: all ranks load just what the file has.
-    let file = checkpoint.join("model.safetensors");
+    let file = checkpoint.join("model-00004-of-00004.safetensors");
     let mut bytes = fs::read(&file).unwrap();
     *bytes.last_mut().unwrap() ^= 4;
     fs::write(&file, &bytes).unwrap();

@@ -40,7 +40,8 @@ pub fn open(catalog: &Catalog, io: Io, shared: bool, threads: usize) -> Result<O
     let mut notes = Vec::new();
     let mut direct = None;
     if chosen.iter().any(|(_, choice)| choice.way == Way::Direct) {
-        match DirectFiles::open(catalog, DirectOptions::for_threads(threads)) {
+        let wanted = |file: usize| chosen.get(file).is_some_and(|(_, choice)| choice.way == Way::Direct);
+        match DirectFiles::open_only(catalog, &wanted, DirectOptions::for_threads(threads)) {
             Ok(files) => direct = Some(files),
             Err(DirectError::Source(error)) => return Err(error),
             Err(DirectError::Refused(refused)) => {

@@ -163,21 +163,13 @@ impl OpenedFile {
     }
 
     fn check_unchanged(&self) -> Result<(), SourceError> {
-        // While the file is open no other can have its inode: whatever the path names, if it has this inode it is this file.
-        match std::fs::metadata(&self.path) {
-            Ok(meta) if Identity::of(&meta) == self.identity => Ok(()),
-            Ok(_) => Err(SourceError::Changed { path: self.path.clone() }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(SourceError::Changed { path: self.path.clone() })
-            }
-            Err(source) => Err(SourceError::Io { attempt: "look at", path: self.path.clone(), source }),
-        }
+        self.identity.check(&self.path)
     }
 }
 
 /// Which file it is, and in which state: when all of this is the same, nobody wrote to it, if its clock can be believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Identity {
+pub(super) struct Identity {
     device: u64,
     inode: u64,
     bytes: u64,
@@ -188,13 +180,26 @@ struct Identity {
 }
 
 impl Identity {
-    fn of(meta: &Metadata) -> Self {
+    pub(super) fn of(meta: &Metadata) -> Self {
         Self {
             device: meta.dev(),
             inode: meta.ino(),
             bytes: meta.len(),
             modified: (meta.mtime(), meta.mtime_nsec()),
             changed: (meta.ctime(), meta.ctime_nsec()),
+        }
+    }
+
+    /// Checks that the file at `path`, which is still open, is this one in this state.
+    pub(super) fn check(self, path: &Path) -> Result<(), SourceError> {
+        // While the file is open no other can have its inode: whatever the path names, if it has this inode it is this file.
+        match std::fs::metadata(path) {
+            Ok(meta) if Self::of(&meta) == self => Ok(()),
+            Ok(_) => Err(SourceError::Changed { path: path.to_owned() }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(SourceError::Changed { path: path.to_owned() })
+            }
+            Err(source) => Err(SourceError::Io { attempt: "look at", path: path.to_owned(), source }),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{DirectError, DirectRefused, queue::Broken};
 use crate::source::SourceError;
+use crate::source::opened::Identity;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use shardwright_planner::checkpoint::CatalogFile;
 use std::{
@@ -22,6 +23,7 @@ pub(super) struct DirectFile {
     pub(super) file: File,
     /// Its length in the catalog.
     pub(super) bytes: u64,
+    identity: Identity,
     /// What its reads begin and stop at multiples of.
     pub(super) unit: usize,
 }
@@ -30,6 +32,10 @@ impl DirectFile {
     pub(super) fn open(entry: &CatalogFile) -> Result<Self, DirectError> {
         let path = entry.path.clone();
         let failed = |source| SourceError::Io { attempt: "open", path: path.clone(), source };
+        // A pipe would wait for somebody who writes into it.
+        if std::fs::metadata(&path).is_ok_and(|meta| !meta.is_file()) {
+            return Err(SourceError::NotAFile { path }.into());
+        }
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECT;
         let file = match rustix::fs::open(&path, flags, Mode::empty()) {
             Ok(file) => File::from(file),
@@ -38,7 +44,8 @@ impl DirectFile {
             }
             Err(error) => return Err(failed(error.into()).into()),
         };
-        let found = file.metadata().map_err(failed)?.len();
+        let meta = file.metadata().map_err(failed)?;
+        let found = meta.len();
         if found != entry.bytes {
             return Err(SourceError::LengthChanged { path, expected: entry.bytes, found }.into());
         }
@@ -49,7 +56,12 @@ impl DirectFile {
             return Err(DirectRefused::Alignment { path, file_bytes, memory_bytes }.into());
         }
         let unit = LEAST_UNIT.max(file_bytes as usize).max(memory_bytes as usize);
-        Ok(Self { path, file, bytes: entry.bytes, unit })
+        Ok(Self { path, file, bytes: entry.bytes, identity: Identity::of(&meta), unit })
+    }
+
+    /// Whether it is still the file that was opened.
+    pub(super) fn check_unchanged(&self) -> Result<(), SourceError> {
+        self.identity.check(&self.path)
     }
 
     /// What the error is called outside.

@@ -194,6 +194,10 @@ impl Source for DirectFiles {
             queue.pop();
         }
     }
+
+    fn check_unchanged(&self) -> Result<(), SourceError> {
+        self.files.iter().flatten().try_for_each(DirectFile::check_unchanged)
+    }
 }
 
 /// A queue that is given back, with no reads in flight.
