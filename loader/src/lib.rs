@@ -19,6 +19,8 @@ pub mod collective;
 pub mod detect;
 pub mod device;
 pub mod fingerprint;
+#[cfg(test)]
+mod fixture;
 pub mod hold;
 pub mod launch;
 pub mod load;

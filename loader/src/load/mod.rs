@@ -309,3 +309,6 @@ fn byte_to_flip(schedules: &[Schedule], rank: u32) -> Option<(usize, u64)> {
     let first = largest.pieces.iter().flat_map(|piece| &piece.rows).map(|rows| rows.to).min()?;
     Some((seat, first))
 }
+
+#[cfg(test)]
+mod tests;

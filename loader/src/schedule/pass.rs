@@ -302,3 +302,6 @@ fn shares(bytes: ByteRange, answering: &[u32], ranks: &[u32]) -> Vec<Range<u64>>
     shares.retain(|share| !share.is_empty());
     shares
 }
+
+#[cfg(test)]
+mod tests;

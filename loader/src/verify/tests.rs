@@ -5,41 +5,15 @@ use crate::{
     collective::local_group,
     device::{Device, HostDevice},
     fingerprint::seed_of,
+    fixture::planned,
     load::{LoadError, LoadOptions, LoadedRank, Progress, Seat, load},
     schedule::{Batches, Rows},
     source::MappedFiles,
 };
-use shardwright_planner::{
-    checkpoint::ByteRange,
-    mesh::Mesh,
-    model::{CONFIG_NAME, Config},
-    planning::{PlanRequest, Sharing, build},
-    rules::{Families, UserRules},
-    topology::{HostFacts, Topology, builtin},
-};
-use std::{path::PathBuf, time::Duration};
+use shardwright_planner::checkpoint::ByteRange;
+use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(20);
-
-fn planned(name: &str, dp: u32, pp: u32, tp: u32) -> (Plan, Catalog) {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/checkpoints").join(name);
-    let catalog = Catalog::open(&folder).unwrap();
-    let config = Config::read(&folder.join(CONFIG_NAME)).unwrap();
-    let mesh = Mesh::new(dp, pp, tp).unwrap();
-    let facts = HostFacts { devices: mesh.world_size(), memory_bytes: 1 << 30 };
-    let topology = Topology::parse(builtin("host").unwrap(), "host", None, Some(facts)).unwrap();
-    let request = PlanRequest {
-        catalog: &catalog,
-        path: &folder,
-        config: &config,
-        families: &Families::built_in().unwrap(),
-        user: &UserRules::default(),
-        topology: &topology,
-        mesh,
-        sharing: &Sharing::default(),
-    };
-    (build(&request).unwrap(), catalog)
-}
 
 /// Loads every rank, lets `breaks` do its work on each rank's schedule and memory, and verifies.
 fn verified(
