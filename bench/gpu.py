@@ -26,8 +26,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import compare
-from compare import ROOT, Programs, fail, note, weight_files
+import harness
+from harness import ROOT, Programs, fail, note, weight_files
 
 SIZES = (8, 4, 2, 1)
 PINNED_BYTES = 2**30
@@ -301,23 +301,23 @@ def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     arguments = arguments_of()
-    programs = compare.build()
+    programs = harness.build()
     clock = Clock(arguments.minutes)
     machine = Machine(programs, clock)
     gpus = arguments.gpus or next((size for size in SIZES if size <= len(machine.gpus)), 1)
     if gpus > len(machine.gpus):
         fail(f"--gpus {gpus}: this process sees {len(machine.gpus)}", "give fewer, or look at CUDA_VISIBLE_DEVICES")
-    needs = arguments.bytes + gpus * PINNED_BYTES + compare.SPARE_BYTES
-    if compare.meminfo("MemAvailable") < needs:
+    needs = arguments.bytes + gpus * PINNED_BYTES + harness.SPARE_BYTES
+    if harness.meminfo("MemAvailable") < needs:
         fail(
             f"the checkpoint in the page cache and pinned memory need {needs / 1e9:.1f} GB, and"
-            f" {compare.meminfo('MemAvailable') / 1e9:.1f} GB are available",
+            f" {harness.meminfo('MemAvailable') / 1e9:.1f} GB are available",
             "give less --bytes: what does not fit would measure the disk",
         )
 
     folder = arguments.dir.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    model = compare.checkpoint(folder, arguments.bytes)
+    model = harness.checkpoint(folder, arguments.bytes)
     files = weight_files(model)
     size = sum(file.stat().st_size for file in files)
     # Not more than the GPU has to have room for anyway.
@@ -345,7 +345,7 @@ def main() -> None:
         print("SIMULATED DRIVER: the figures mean nothing\n")
     print(f"date:        {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC")
     print(f"commit:      {commit()}")
-    print(f"machine:     {compare.machine()}")
+    print(f"machine:     {harness.machine()}")
     print("GPUs:        " + "\n             ".join(hardware))
     print(f"command:     bench/gpu.sh --gpus {gpus} --bytes {arguments.bytes} --runs {arguments.runs}")
     print(f"checkpoint:  {size / 1e9:.2f} GB in the page cache, tp {gpus}; medians of {arguments.runs} rounds")
