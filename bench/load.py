@@ -86,6 +86,9 @@ class Case:
     tp: int
     processes: int
 
+    def __str__(self) -> str:
+        return f"{self.state}, tp {self.tp}, {plural(self.processes, 'process', 'es')}"
+
 
 @dataclass
 class Row:
@@ -278,9 +281,9 @@ class Bench:
             path.write_text(run([self.programs.shardwright, "slices", self.plan(tp), "--rank", str(rank)]))
         return path
 
-    def prepare(self, state: str) -> None:
+    def prepare(self, case: Case, who: str) -> None:
         """Files in the page cache and memory to fill that was in use until just now, or no file in the page cache."""
-        if state == "warm":
+        if case.state == "warm":
             # Kernels that hand free memory back to a host do it every two seconds. Falling into step with that would slow
             # down always the same one.
             time.sleep(random.uniform(0, 2))
@@ -288,10 +291,10 @@ class Bench:
         else:
             page_cache.drop(self.files)
         share = page_cache.cached_share(self.files)
-        if state == "warm" and share < WARM_SHARE:
-            self.remark(f"NOT WARM: before a run the page cache held only {share:.0%} of the files")
-        if state == "cold" and share > COLD_SHARE:
-            self.remark(f"NOT COLD: before a run the page cache still held {share:.0%} of the files")
+        if case.state == "warm" and share < WARM_SHARE:
+            self.remark(f"NOT WARM: the page cache held only {share:.0%} of the files before {who}, {case}")
+        if case.state == "cold" and share > COLD_SHARE:
+            self.remark(f"NOT COLD: the page cache still held {share:.0%} of the files before {who}, {case}")
 
     def choose_direct_threads(self) -> None:
         """The limit of cold loads is the fastest of some numbers of threads."""
@@ -305,12 +308,12 @@ class Bench:
         self.remark(f"direct reads by threads, {each}; {LIMIT} of cold loads: {self.direct_threads}")
 
     def run_limit(self, case: Case) -> Outcome:
-        self.prepare(case.state)
+        self.prepare(case, LIMIT)
         direct = ["--direct", "--threads", str(self.direct_threads)] if case.state == "cold" else []
         return measured([[self.programs.pread_limit, *direct, *self.files]], lambda said: said["bytes"])
 
     def run_ours(self, case: Case, verify: str) -> Outcome:
-        self.prepare(case.state)
+        self.prepare(case, OURS if verify == "off" else VERIFIED)
         load: list[str | Path] = [self.programs.shardwright, "load", self.plan(case.tp), "--device", "host"]
         load += [*self.io_flags, "--verify", verify, "--json"]
         commands = [load]
@@ -331,7 +334,7 @@ class Bench:
             ]
         with Processes(commands, {**os.environ, **peer_settings(case)}, talk=True) as processes:
             processes.lines()
-            self.prepare(case.state)
+            self.prepare(case, peer)
             processes.tell(b"go\n")
             said = [json.loads(line) for line in processes.lines()]
             processes.ended()
@@ -366,11 +369,12 @@ class Bench:
                     row.outcomes.append(contender(at == 0))
                 except Failed as failed:
                     row.failed = str(failed)
-                    what = f"{case.state}, tp {case.tp}, {plural(case.processes, 'process', 'es')}"
-                    self.remark(f"{who} failed ({what}): {failed}")
+                    self.remark(f"{who} failed, {case}: {failed}")
                     continue
                 if case.state == "warm" and page_cache.cached_share(self.files) < WARM_SHARE:
-                    self.remark(f"memory was short: files left the page cache while {who} loaded them, tp {case.tp}, warm")
+                    self.remark(
+                        f"files left the page cache while {who} loaded them, {case}: memory was short, or reclaimed early"
+                    )
         return list(rows.values())
 
 
@@ -435,7 +439,7 @@ def bars_of(cases: list[list[Row]], size: int) -> list[Bar]:
             continue
         limit, ours, verified = rows[:3]
         peer = fastest(rows)
-        what = f"{case.state}, {gb}, tp {case.tp}, {plural(case.processes, 'process', 'es')}"
+        what = f"{gb}, {case}"
         of_limit = None if ours.failed or limit.failed else ours.times_as_fast_as(limit)
         bars.append(Bar(f"{what}: of the limit", of_limit, WARM_OF_LIMIT if case.state == "warm" else COLD_OF_LIMIT, True))
         if case.state != "warm":
@@ -488,10 +492,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--states", type=several(str, STATES), default=list(STATES), help="(default: warm,cold)")
     parser.add_argument("--tp", type=several(int, TP_SIZES), default=list(TP_SIZES), help="(default: 1,2,4,8)")
     parser.add_argument(
-        "--peers", type=several(str, (*PEERS, "none")), default=list(PEERS), help=f"none, or some of {','.join(PEERS)} (default: all)"
+        "--peers",
+        type=several(str, (*PEERS, "none")),
+        default=list(PEERS),
+        help=f"none, or some of {','.join(PEERS)} (default: all)",
     )
     parser.add_argument(
-        "--dir", type=Path, default=harness.DEFAULT_DIR, help="where checkpoints are kept for the next time (default: %(default)s)"
+        "--dir",
+        type=Path,
+        default=harness.DEFAULT_DIR,
+        help="where checkpoints are kept for the next time (default: %(default)s)",
     )
     # load.sh gives it.
     parser.add_argument("--peers-python", type=Path, required=True, help=argparse.SUPPRESS)
@@ -510,8 +520,8 @@ def main() -> None:
     lines: list[tuple[str, ...]] = []
     bars: list[Bar] = []
     remarks: list[str] = []
-    for wanted in arguments.bytes:
-        model = harness.checkpoint(folder, wanted)
+    # All of them first: where there is no room for one, nothing has been measured in vain.
+    for model in [harness.checkpoint(folder, wanted) for wanted in arguments.bytes]:
         with tempfile.TemporaryDirectory(prefix="shardwright-load.") as scratch:
             bench = Bench(programs, arguments.peers_python, model, Path(scratch))
             cases: list[list[Row]] = []
@@ -530,10 +540,14 @@ def main() -> None:
                 for tp in arguments.tp:
                     # At tp 1 a process for each rank is one process.
                     for processes in dict.fromkeys((1, tp)):
-                        note(f"{bench.size / 1e9:.1f} GB, {state}, tp {tp}, {plural(processes, 'process', 'es')}")
-                        rows = bench.rows(Case(state, tp, processes), arguments.peers, arguments.runs)
+                        case = Case(state, tp, processes)
+                        note(f"{bench.size / 1e9:.1f} GB, {case}")
+                        rows = bench.rows(case, arguments.peers, arguments.runs)
                         cases.append(rows)
-                        lines += table_lines(rows, bench.size)
+                        done = table_lines(rows, bench.size)
+                        # An interrupted run has something to show, too.
+                        note("\n".join("  " + "  ".join(line[4:]) for line in done))
+                        lines += done
             bars += bars_of(cases, bench.size)
             remarks += [f"{bench.size / 1e9:.1f} GB: {remark}" for remark in bench.remarks]
     if not lines:
@@ -546,10 +560,13 @@ def main() -> None:
     print()
     for remark in remarks:
         print(f"- {remark}")
-    print()
-    harness.print_table(("bar", "measured", "asked", "met"), [bar.cells() for bar in bars])
     missed = sum(not bar.met for bar in bars)
-    print(f"\n{f'{missed} of {len(bars)} bars missed' if missed else 'every bar is met'}")
+    if bars:
+        print()
+        harness.print_table(("bar", "measured", "asked", "met"), [bar.cells() for bar in bars])
+        print(f"\n{missed} of {plural(len(bars), 'bar', 's')} missed; of cases left out none is asked")
+    else:
+        print("\nnone of these cases has a bar")
     sys.exit(1 if missed else 0)
 
 

@@ -63,10 +63,7 @@ class Destination:
         self.buffer = torch.frombuffer(self.memory, dtype=torch.uint8)
 
     def places(self, name: str, dtype: torch.dtype) -> Places:
-        return [
-            (cut, self.buffer[start:end].view(dtype).view(extent))
-            for cut, extent, start, end in self.layout[name]
-        ]
+        return [(cut, self.buffer[start:end].view(dtype).view(extent)) for cut, extent, start, end in self.layout[name]]
 
     def fill(self, name: str, tensor: torch.Tensor) -> None:
         """Copies this rank's cuts out of a whole tensor."""

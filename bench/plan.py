@@ -48,7 +48,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5, help="measurements (default: %(default)s)")
     parser.add_argument(
-        "--dir", type=Path, default=harness.DEFAULT_DIR, help="where the skeleton is kept for the next time (default: %(default)s)"
+        "--dir",
+        type=Path,
+        default=harness.DEFAULT_DIR,
+        help="where the skeleton is kept for the next time (default: %(default)s)",
     )
     arguments = parser.parse_args()
     if arguments.runs < 1:
@@ -75,10 +78,7 @@ def main() -> None:
     print(f"command: python3 bench/plan.py --runs {arguments.runs}; medians\n")
     harness.print_table(
         ("measured", "ours", "at most", "met"),
-        [
-            (what, f"{ours:.0f} {unit}", f"{bar:.0f} {unit}", "yes" if ours <= bar else "NO")
-            for what, ours, bar, unit in rows
-        ],
+        [(what, f"{ours:.0f} {unit}", f"{bar:.0f} {unit}", "yes" if ours <= bar else "NO") for what, ours, bar, unit in rows],
     )
     missed = [what for what, ours, bar, _ in rows if ours > bar]
     print(f"\n{'missed: ' + ', '.join(missed) if missed else 'every bar is met'}")
