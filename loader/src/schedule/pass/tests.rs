@@ -112,7 +112,7 @@ fn little_is_read_in_vain_however_thin_the_slices_are() {
         .iter()
         .flat_map(|unit| &unit.spans)
         .flat_map(|span| pass.wanted(span))
-        .map(|range| range.len())
+        .map(ByteRange::len)
         .sum();
     let whole: u64 = catalog.tensors().iter().map(|tensor| tensor.bytes.len()).sum();
     // Rows of this small model lie within a page of each other.
