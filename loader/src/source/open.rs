@@ -65,7 +65,13 @@ pub fn open(catalog: &Catalog, io: Io, shared: bool, threads: usize) -> Result<O
         sources.push((Way::Direct, Box::new(files)));
     }
     if chosen.iter().any(is(Way::Read)) {
-        sources.push((Way::Read, Box::new(ReadFiles::open_only(catalog, &wanted(Way::Read))?)));
+        let cached = |file: usize| {
+            chosen
+                .get(file)
+                .is_some_and(|(facts, _)| facts.cached_bytes.is_some_and(|cached| cached >= facts.bytes))
+        };
+        let files = ReadFiles::open_only(catalog, &wanted(Way::Read))?.with_cached(&cached);
+        sources.push((Way::Read, Box::new(files)));
     }
     if chosen.iter().any(is(Way::Mmap)) {
         sources.push((Way::Mmap, Box::new(MappedFiles::open_only(catalog, &wanted(Way::Mmap))?)));

@@ -179,6 +179,7 @@ impl Source for DirectFiles {
                 }
                 reads.push_back((cut, file));
             }
+            debug_assert!(waiting.is_none() || !reads.is_empty(), "an empty queue has room for any read");
             let Some((cut, file)) = reads.pop_front() else { return cuts.finish() };
             let bytes = queue.oldest().map_err(|broken| file.broken(broken))?.unwrap_or_default();
             for part in &cut.parts {
