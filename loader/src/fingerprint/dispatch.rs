@@ -1,93 +1,82 @@
-//! The widest vectors that this processor has.
+//! Which code sums up whole pairs: the fastest that this processor has instructions for. All give the same sums.
 
-use super::mixing::{self, WORD};
+use super::mixing;
+#[cfg(target_arch = "x86_64")]
+use super::vectors;
+use std::fmt;
 
-/// The same sum in instructions of some processors.
+/// Code that this processor can run. There is no other way to one than [`Form::all`], so who has one may use it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
-    /// Those that every processor of the architecture has.
+pub struct Form(Kind);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
     Portable,
-    /// AVX2.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// AVX-512 with its short vectors and products of 64 bits.
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
+}
+
+impl Kind {
+    /// The fastest last.
+    const ALL: &[Self] = &[
+        Self::Portable,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx2,
+    ];
+
+    #[inline]
+    fn runs_here(self) -> bool {
+        match self {
+            Self::Portable => true,
+            // The processor is asked once: std keeps the answer.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2"),
+        }
+    }
 }
 
 impl Form {
-    /// All of them, the widest first.
-    const ALL: &[Self] = &[
-        #[cfg(target_arch = "x86_64")]
-        Self::Avx512,
-        #[cfg(target_arch = "x86_64")]
-        Self::Avx2,
-        Self::Portable,
-    ];
-
-    /// Whether this processor has it. What was found out is kept by the standard library.
-    fn is_there(self) -> bool {
-        match self {
-            Self::Portable => true,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2"),
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => {
-                is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512bw")
-            }
-        }
+    /// All that this processor can run, the fastest last.
+    #[inline]
+    pub fn all() -> impl DoubleEndedIterator<Item = Self> {
+        Kind::ALL.iter().copied().filter(|kind| kind.runs_here()).map(Self)
     }
 
-    /// The sum of the tensor's words from `index` on, where this processor has the form, else in one that it has.
-    fn sum(self, seed: u64, index: u64, words: &[[u8; WORD]]) -> u128 {
-        match self {
-            // SAFETY: the processor has what the function is compiled for.
+    /// The last of [`Form::all`].
+    #[inline]
+    pub fn fastest() -> Self {
+        Self::all().next_back().unwrap_or(Self(Kind::Portable))
+    }
+
+    /// The exact sum over bytes of one block, from byte `place` of it on.
+    #[inline]
+    pub(super) fn sum(self, place: usize, bytes: &[u8]) -> u128 {
+        match self.0 {
+            Kind::Portable => mixing::sum(place, bytes, mixing::portable),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 if self.is_there() => unsafe { avx2(seed, index, words) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 if self.is_there() => unsafe { avx512(seed, index, words) },
-            _ => mixing::sum(seed, index, words),
+            // SAFETY: the processor has AVX2, or `Form::all` would not have given this form.
+            Kind::Avx2 => mixing::sum(place, bytes, |words, keys| unsafe { vectors::avx2(words, keys) }),
         }
     }
 }
 
-/// The sum of the tensor's words from `index` on.
-pub(super) fn sum(seed: u64, index: u64, words: &[[u8; WORD]]) -> u128 {
-    let widest = Form::ALL.iter().find(|form| form.is_there());
-    widest.unwrap_or(&Form::Portable).sum(seed, index, words)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn avx2(seed: u64, index: u64, words: &[[u8; WORD]]) -> u128 {
-    mixing::sum(seed, index, words)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw")]
-fn avx512(seed: u64, index: u64, words: &[[u8; WORD]]) -> u128 {
-    mixing::sum(seed, index, words)
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Kind::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => "AVX2",
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
-    proptest! {
-        #[test]
-        fn every_form_gives_the_same_sum(
-            seed in any::<u64>(), index in 0u64..2000, words in prop::collection::vec(any::<[u8; WORD]>(), 0..1300),
-        ) {
-            let expected = mixing::sum(seed, index, &words);
-            for form in Form::ALL.iter().filter(|form| form.is_there()) {
-                prop_assert_eq!(form.sum(seed, index, &words), expected, "{:?}", form);
-            }
-            prop_assert_eq!(sum(seed, index, &words), expected);
-        }
+    #[test]
+    fn the_fastest_is_the_last() {
+        assert_eq!(Form::all().last(), Some(Form::fastest()));
+        assert_eq!(Form::all().next().map(|form| form.to_string()).as_deref(), Some("portable"));
     }
 }

@@ -1,131 +1,115 @@
-//! What is summed: the definition in words of 64 bits, each of which is two of those of the definition.
+//! The sum within one block: bytes at a place in the block → `S`, exactly.
+//!
+//! Two words of 32 bits are taken at a time, as the halves of one of 64, for that is how vector units multiply.
 
-/// Bytes of a word.
-pub(super) const WORD: usize = 8;
+/// Bytes of a block.
+pub(super) const BLOCK: usize = 4096;
 
-/// Words of a block: 4 KiB.
-const BLOCK_WORDS: usize = 512;
+/// Bytes of the two words that are taken at a time.
+const PAIR: usize = 8;
 
-/// Makes zeros count, twice in a word.
-const C: u64 = 0x9e37_79b9_9e37_79b9;
+/// Makes zeros count, in both words of a pair: the fractional part of the golden ratio.
+pub(super) const C: u64 = 0x9e37_79b9_9e37_79b9;
 
-/// Sums that do not wait for each other: enough for the widest vectors.
-const LANES: usize = 32;
+/// The keys of a block, a pair of them as the halves of 64 bits.
+static KEYS: Keys = Keys::new();
 
-/// The factors of the low and of the high halves of a block's words.
-static LOW: [u32; BLOCK_WORDS] = factors(0);
-static HIGH: [u32; BLOCK_WORDS] = factors(1);
+/// As aligned as a line of the cache, so that a vector of keys lies in one.
+#[repr(align(64))]
+struct Keys([u64; BLOCK / PAIR]);
 
-const fn factors(half: u32) -> [u32; BLOCK_WORDS] {
-    let mut factors = [0; BLOCK_WORDS];
-    let mut word = 0;
-    while word < BLOCK_WORDS {
-        #[allow(clippy::cast_possible_truncation)]
-        let place = 2 * word as u32 + half;
-        factors[word] = factor(place);
-        word += 1;
+impl Keys {
+    const fn new() -> Self {
+        let (mut keys, mut at) = ([0; BLOCK / PAIR], 0);
+        let mut place = 0;
+        while at < keys.len() {
+            keys[at] = key(place) | key(place + 1) << 32;
+            (at, place) = (at + 1, place + 2);
+        }
+        Self(keys)
     }
-    factors
 }
 
-/// The factor of half-word `place` of a block: odd, of 24 bits. The constants are those of MurmurHash3's last step.
-pub(super) const fn factor(place: u32) -> u32 {
-    let mut value = place + 1;
-    value ^= value >> 16;
-    value = value.wrapping_mul(0x85eb_ca6b);
-    value ^= value >> 13;
-    value = value.wrapping_mul(0xc2b2_ae35);
-    value ^= value >> 16;
-    value & 0x00ff_ffff | 1
+/// The key of the word at `place` in its block: 24 bits, odd, and no other word's.
+pub(super) const fn key(place: u32) -> u64 {
+    // The mixer that ends MurmurHash3 (Appleby 2008).
+    let value = place + 1;
+    let value = (value ^ value >> 16).wrapping_mul(0x85eb_ca6b);
+    let value = (value ^ value >> 13).wrapping_mul(0xc2b2_ae35);
+    ((value ^ value >> 16) & 0xff_ffff | 1) as u64
 }
 
-/// A mixer of two multiplications; the constants are those of Steele, Lea and Flood 2014 (SplitMix64).
+/// Sums up bytes of one block, from byte `place` of it on. `pairs` sums up pairs that are all there, each with its keys.
 #[inline]
-pub(super) const fn mix(value: u64) -> u64 {
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
-}
-
-/// The factor of block `block`: odd, of 64 bits.
-#[inline]
-fn block_factor(seed: u64, block: u64) -> u128 {
-    (mix(seed.wrapping_add(block)) | 1) as u128
-}
-
-/// The sum of some bits of the tensor's word `index`.
-pub(super) fn masked(seed: u64, index: u64, word: u64, held: u64) -> u128 {
-    let place = usize::try_from(index % BLOCK_WORDS as u64).unwrap_or(0);
-    let sum = products((word ^ C) & held, LOW[place], HIGH[place]);
-    u128::from(sum).wrapping_mul(block_factor(seed, index / BLOCK_WORDS as u64))
-}
-
-/// The sum of the tensor's words from `index` on. It is written for the compiler to turn into vectors, of whatever width there is
-/// where it is inlined.
-#[inline(always)]
-pub(super) fn sum(seed: u64, mut index: u64, mut words: &[[u8; WORD]]) -> u128 {
-    let mut sum = 0u128;
-    while !words.is_empty() {
-        let place = usize::try_from(index % BLOCK_WORDS as u64).unwrap_or(0);
-        let (block, rest) = words.split_at(words.len().min(BLOCK_WORDS - place));
-        let factor = block_factor(seed, index / BLOCK_WORDS as u64);
-        sum = sum.wrapping_add(block_sum(block, place).wrapping_mul(factor));
-        index += block.len() as u64;
-        words = rest;
+pub(super) fn sum(place: usize, bytes: &[u8], pairs: impl FnOnce(&[[u8; PAIR]], &[u64]) -> u128) -> u128 {
+    let (skipped, first) = (place % PAIR, place.div_ceil(PAIR));
+    let (head, rest) = bytes.split_at(if skipped == 0 { 0 } else { bytes.len().min(PAIR - skipped) });
+    let (whole, tail) = rest.as_chunks();
+    let after = first + whole.len();
+    let mut sum = pairs(whole, &KEYS.0[first..after]);
+    if !head.is_empty() {
+        sum += u128::from(part(head, skipped, KEYS.0[first - 1]));
+    }
+    if !tail.is_empty() {
+        sum += u128::from(part(tail, 0, KEYS.0[after]));
     }
     sum
 }
 
-/// The sum of words of a block from its word `place` on, exactly.
-#[inline(always)]
-fn block_sum(words: &[[u8; WORD]], place: usize) -> u128 {
-    let (low, high) = (&LOW[place..place + words.len()], &HIGH[place..place + words.len()]);
-    // A lane sums at most 16 words, which are 32 products of 56 bits; so does what is left.
-    let mut lanes = [0u64; LANES];
-    let (words, last_words) = words.as_chunks::<LANES>();
-    let (low, last_low) = low.as_chunks::<LANES>();
-    let (high, last_high) = high.as_chunks::<LANES>();
-    for ((words, low), high) in words.iter().zip(low).zip(high) {
-        for lane in 0..LANES {
-            lanes[lane] += products(u64::from_le_bytes(words[lane]) ^ C, low[lane], high[lane]);
-        }
-    }
-    let mut last = 0;
-    for ((word, low), high) in last_words.iter().zip(last_low).zip(last_high) {
-        last += products(u64::from_le_bytes(*word) ^ C, *low, *high);
-    }
-    lanes.iter().fold(u128::from(last), |sum, &lane| sum + u128::from(lane))
+/// Some bytes of a pair, from byte `skipped` of it on: one to seven.
+#[inline]
+fn part(bytes: &[u8], skipped: usize, keys: u64) -> u64 {
+    let word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+    let held = u64::MAX >> (64 - 8 * bytes.len());
+    products(((word << (8 * skipped)) ^ C) & held << (8 * skipped), keys)
 }
 
-/// Both halves of a word times their factors: less than 2^57.
-#[inline(always)]
-fn products(word: u64, low: u32, high: u32) -> u64 {
-    #[allow(clippy::cast_possible_truncation)]
-    let half = word as u32;
-    u64::from(half) * low as u64 + (word >> 32) * high as u64
+/// Of both words of a pair, less than 2^57 together.
+#[inline]
+pub(super) fn products(words: u64, keys: u64) -> u64 {
+    (words & 0xffff_ffff) * (keys & 0xffff_ffff) + (words >> 32) * (keys >> 32)
+}
+
+/// Pairs that are all there, on any processor. Compilers make vectors of it.
+pub(super) fn portable(words: &[[u8; PAIR]], keys: &[u64]) -> u128 {
+    const AT_ONCE: usize = 16;
+    let (steps, few) = words.as_chunks::<AT_ONCE>();
+    let (step_keys, few_keys) = keys.as_chunks::<AT_ONCE>();
+    // Apart for the lower and the upper words, as vectors have them.
+    let (mut lower, mut upper) = ([0u64; AT_ONCE], [0u64; AT_ONCE]);
+    for (words, keys) in steps.iter().zip(step_keys) {
+        for at in 0..AT_ONCE {
+            let word = u64::from_le_bytes(words[at]) ^ C;
+            lower[at] += (word & 0xffff_ffff) * (keys[at] & 0xffff_ffff);
+            upper[at] += (word >> 32) * (keys[at] >> 32);
+        }
+    }
+    let few = few.iter().zip(few_keys);
+    let few = few.map(|(word, keys)| products(u64::from_le_bytes(*word) ^ C, *keys)).sum();
+    let mut lanes = [0; 4];
+    for at in 0..AT_ONCE {
+        lanes[at % 4] += lower[at] + upper[at];
+    }
+    total(lanes, few)
+}
+
+/// Adds four sums of a quarter of a block's words each, 256 at most, and the sum of a few more. 256 products of 56 bits are
+/// less than 2^64, five such sums are not.
+#[inline]
+pub(super) fn total(lanes: [u64; 4], few: u64) -> u128 {
+    lanes.into_iter().fold(u128::from(few), |sum, lane| sum + u128::from(lane))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
+    use std::collections::HashSet;
 
     #[test]
-    fn the_factors_of_a_block_are_different_odd_and_small() {
-        let all: BTreeSet<u32> = LOW.iter().chain(&HIGH).copied().collect();
-        assert_eq!(all.len(), 2 * BLOCK_WORDS);
-        assert!(all.iter().all(|factor| factor % 2 == 1 && *factor < 1 << 24));
-    }
-
-    #[test]
-    fn no_sum_of_a_block_is_cut_off() {
-        let word = (!C).to_le_bytes();
-        let expected: u128 = LOW.iter().chain(&HIGH).map(|&factor| u128::from(factor) * 0xffff_ffff).sum();
-        assert_eq!(block_sum(&[word; BLOCK_WORDS], 0), expected);
-        assert!(expected > u128::from(u64::MAX));
-        assert_eq!(block_sum(&[word; LANES - 1], 0), {
-            let firsts = LOW[..LANES - 1].iter().chain(&HIGH[..LANES - 1]);
-            firsts.map(|&factor| u128::from(factor) * 0xffff_ffff).sum::<u128>()
-        });
+    fn keys_are_odd_and_short_and_each_its_own() {
+        let keys: Vec<u64> = KEYS.0.iter().flat_map(|pair| [pair & 0xffff_ffff, pair >> 32]).collect();
+        assert_eq!(keys, (0..1024).map(key).collect::<Vec<_>>());
+        assert!(keys.iter().all(|key| key % 2 == 1 && *key < 1 << 24));
+        assert_eq!(keys.iter().collect::<HashSet<_>>().len(), keys.len());
     }
 }
