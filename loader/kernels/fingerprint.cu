@@ -1,4 +1,4 @@
-// The fingerprints of `fingerprint.rs`, computed on a GPU from what lies in its memory.
+// The fingerprints of `src/fingerprint/`, computed on a GPU from what lies in its memory.
 //
 // fingerprint.ptx is what `./build` makes of this file. Threads share nothing: no shared memory, no barrier, no shuffle. Each
 // sums up its words, and adds its sum to the result with atomics when it goes on to another one.
@@ -6,7 +6,7 @@
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-// Rows of one tensor; `Item` in kernel.rs has the same fields in the same order.
+// Rows of one tensor; `Item` in sums.rs has the same fields in the same order.
 struct Item {
     u64 at;                // first byte in the memory, which begins at a multiple of 8 and ends at one
     u64 at_stride;         // from one row's beginning to the next in the memory
@@ -21,54 +21,46 @@ struct Item {
 // Numbers of one sum: four limbs of 32 bits, and a count of bytes.
 #define LIMBS 5
 
+// Words of 64 bits of a block: one number multiplies all of a block's products.
+#define BLOCK 512
+
 __device__ u64 mix(u64 value) {
     value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9ull;
     value = (value ^ (value >> 27)) * 0x94d049bb133111ebull;
     return value ^ (value >> 31);
 }
 
-// The factor of half-word `place` of a block, of 24 bits.
-__device__ u32 factor(u32 place) {
-    u32 value = place + 1;
-    value = (value ^ (value >> 16)) * 0x85ebca6bu;
-    value = (value ^ (value >> 13)) * 0xc2b2ae35u;
-    return ((value ^ (value >> 16)) & 0xffffffu) | 1u;
+// Of the tensor's word of 32 bits at `place` in its block.
+__device__ u32 key(u32 place) {
+    u32 value = place + 1;  // below 2^16: the mixer's first step would change nothing
+    value *= 0x85ebca6b;
+    value = (value ^ (value >> 13)) * 0xc2b2ae35;
+    return ((value ^ (value >> 16)) & 0xffffff) | 1;
 }
 
-// Words that a thread sums before it multiplies: each adds less than 2^57.
-#define MOST_WORDS 64
+// Adds two products of 56 bits to `part`: of the halves of `word`, which is at `place` in its block. `held` has the bits of
+// the bytes that lie here.
+__device__ void add_products(u64 &part, u64 word, u64 held, u32 place) {
+    u32 lower = ((u32)word ^ 0x9e3779b9u) & (u32)held;
+    u32 upper = ((u32)(word >> 32) ^ 0x9e3779b9u) & (u32)(held >> 32);
+    // One instruction each; left to itself, the compiler multiplies 64 by 64 bits.
+    asm("mad.wide.u32 %0, %1, %2, %0;" : "+l"(part) : "r"(lower), "r"(key(2 * place)));
+    asm("mad.wide.u32 %0, %1, %2, %0;" : "+l"(part) : "r"(upper), "r"(key(2 * place + 1)));
+}
 
 struct Sum {
     u64 low, high, bytes;
-    // The sum of `words` words of one block of one tensor, which is exact as long as these are at most MOST_WORDS.
-    u64 part, block, seed;
-    u32 words;
 
-    // word is the tensor's word `index`; held has the bits of the bytes that lie here.
-    __device__ void add(u64 word, u64 held, u64 of_seed, u64 index) {
-        if (words == MOST_WORDS || block != index / 512 || seed != of_seed) flush();
-        block = index / 512;
-        seed = of_seed;
-        words++;
-        u64 value = (word ^ 0x9e3779b99e3779b9ull) & held;
-        u32 place = (u32)(index & 511) * 2;
-        part += (u64)(u32)value * factor(place) + (u64)(u32)(value >> 32) * factor(place + 1);
-    }
-
-    // Multiplies what was summed of a block by the block's factor.
-    __device__ void flush() {
-        if (words == 0) return;
-        u64 key = mix(seed + block) | 1;
-        u64 product = part * key;
+    // `part` is a thread's part of the sum of block `block`.
+    __device__ void add(u64 part, u64 seed, u64 block) {
+        u64 multiplier = mix(seed + block) | 1;
+        u64 product = part * multiplier;
         low += product;
-        high += __umul64hi(part, key) + (low < product ? 1 : 0);
-        part = 0;
-        words = 0;
+        high += __umul64hi(part, multiplier) + (low < product ? 1 : 0);
     }
 
     __device__ void give(u64 *limbs) {
-        flush();
-        if (bytes == 0) return;
+        if ((low | high | bytes) == 0) return;
         atomicAdd(&limbs[0], low & 0xffffffffull);
         atomicAdd(&limbs[1], low >> 32);
         atomicAdd(&limbs[2], high & 0xffffffffull);
@@ -78,23 +70,19 @@ struct Sum {
     }
 };
 
-// The eight bytes of `memory` from `at` on, of which those from `first` to before `last` lie in it and matter. Only aligned
-// words that hold one of these are read.
-__device__ u64 load(const u64 *memory, u64 at, u32 first, u32 last) {
-    const u64 *aligned = memory + ((long long)at >> 3);
-    u32 skip = (u32)(at & 7);
-    if (skip == 0) return *aligned;
-    u64 word = 0;
-    if (skip + first < 8) word = aligned[0] >> (8 * skip);
-    if (skip + last > 8) word |= aligned[1] << (64 - 8 * skip);
-    return word;
+// A word of the tensor whose bytes from `from` to before `until` lie in the memory. Only aligned words that hold one of these
+// are read.
+__device__ u64 load_part(const u64 *word, u32 skip, u32 from, u32 until) {
+    u64 lower = skip + from < 8 ? word[0] >> (8 * skip) : 0;
+    u64 upper = skip + until > 8 ? word[1] << (64 - 8 * skip) : 0;
+    return lower | upper;
 }
 
 extern "C" __global__ void fingerprint(const u64 *memory, const Item *items, u64 count, u64 *sums) {
     u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     // Neighbouring items mostly add to the same sum: a block takes a run of them.
     u64 begin = count * blockIdx.x / gridDim.x, end = count * (blockIdx.x + 1) / gridDim.x;
-    Sum sum = {0, 0, 0, 0, 0, 0, 0};
+    Sum sum = {0, 0, 0};
     u32 to = 0;
     for (u64 number = begin; number < end; number++) {
         Item item = items[number];
@@ -105,15 +93,39 @@ extern "C" __global__ void fingerprint(const u64 *memory, const Item *items, u64
         for (u32 run = warp; run < item.runs; run += warps) {
             u64 start = item.in_tensor + run * item.in_tensor_stride, stop = start + item.run_bytes;
             // Where byte 0 of the tensor would lie, were all of it laid out like this row; it may lie before the memory.
-            u64 base = item.at + run * item.at_stride - start;
-            u64 last = (stop + 7) / 8;
-            for (u64 index = start / 8 + lane; index < last; index += 32) {
-                u64 place = index * 8;
-                u32 from = place < start ? (u32)(start - place) : 0;
-                u32 until = stop - place < 8 ? (u32)(stop - place) : 8;
-                u64 held = (~0ull >> (64 - 8 * (until - from))) << (8 * from);
-                sum.add(load(memory, base + place, from, until), held, item.seed, index);
-                sum.bytes += until - from;
+            long long base = item.at + run * item.at_stride - start;
+            // The tensor's word `index` begins `skip` bytes after the beginning of words[index].
+            const u64 *words = memory + (base >> 3);
+            u32 skip = base & 7;
+
+            // Words that are all here. An aligned one is read twice rather than after a branch, so that loads can overlap.
+            u64 first = (start + 7) / 8, last = stop / 8;
+            u32 next = skip == 0 ? 0 : 1;
+            for (u64 index = first + lane; index < last;) {
+                u64 block = index / BLOCK;
+                u64 until = (block + 1) * BLOCK < last ? (block + 1) * BLOCK : last;
+                // Of 16 words at most, so it stays below 2^61.
+                u64 part = 0;
+#pragma unroll 4
+                for (; index < until; index += 32) {
+                    // By less than 64 bits at a time.
+                    u64 upper = words[index + next] << 1 << (63 - 8 * skip);
+                    add_products(part, words[index] >> (8 * skip) | upper, ~0ull, (u32)index % BLOCK);
+                }
+                sum.add(part, item.seed, block);
+            }
+
+            // Lane 0 takes a word that begins before the row, lane 1 one that ends after it and is another.
+            if (lane < 2) {
+                u64 index = lane == 0 ? start / 8 : last;
+                u32 from = lane == 0 ? start & 7 : 0;
+                u32 until = stop - index * 8 < 8 ? (u32)(stop - index * 8) : 8;
+                if (lane == 0 ? from > 0 : first <= last && until > 0) {
+                    u64 held = (~0ull >> (64 - 8 * (until - from))) << (8 * from), part = 0;
+                    add_products(part, load_part(words + index, skip, from, until), held, (u32)index % BLOCK);
+                    sum.add(part, item.seed, index / BLOCK);
+                }
+                sum.bytes += lane == 0 ? item.run_bytes : 0;
             }
         }
     }

@@ -5,8 +5,8 @@ use shardwright_loader::fingerprint::Fingerprint;
 
 const SHIPPED: &str = include_str!("../../../../loader/kernels/fingerprint.ptx");
 
-/// Bytes of the memory, which a row may reach on both sides.
-const MEMORY: u64 = 4096;
+/// Bytes of the memory, which a row may reach on both sides: several blocks of 4 KiB.
+const MEMORY: u64 = 32 << 10;
 
 /// `Item` of `loader/kernels/fingerprint.cu`.
 #[derive(Debug, Clone, Copy)]
@@ -26,7 +26,8 @@ impl Item {
     fn random(words: &[u64], sums: u32) -> Self {
         let below = |at: usize, most: u64| words[at] % most;
         let runs = 1 + below(0, 5);
-        let run_bytes = 1 + below(1, if words[2].is_multiple_of(3) { 20 } else { 600 });
+        let most = [20, 600, 600, 6000][usize::try_from(words[2] % 4).unwrap()];
+        let run_bytes = 1 + below(1, most);
         let at_stride = run_bytes + below(3, 30);
         let span = (runs - 1) * at_stride + run_bytes;
         let at = match words[4] % 4 {
@@ -71,7 +72,7 @@ fn the_shipped_kernel_sums_as_the_loader_does() {
         let data = words_on_device(&content);
         for (round, (blocks, threads)) in (1u64..).zip([(1, 32), (1, 256), (3, 64), (40, 256)]) {
             let sums = 5;
-            let random = random_words(100 + round, 10 * 60);
+            let random = random_words(100 + round, 10 * 80);
             let items: Vec<Item> = random.chunks(10).map(|words| Item::random(words, sums)).collect();
             let told: Vec<u64> = items.iter().flat_map(|item| item.words()).collect();
             let limbs = words_on_device(&[0; 5 * Fingerprint::LIMBS]);
