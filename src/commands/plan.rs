@@ -10,7 +10,7 @@ use crate::{
 };
 use serde_json::json;
 use shardwright_loader::{
-    load::LoadError,
+    load::{LoadError, cores},
     manifest::Manifest,
     source::{Io, open},
 };
@@ -81,7 +81,7 @@ pub(crate) fn run(args: &cli::Plan, out: &mut dyn Write) -> Result<(), Failure> 
 /// The fingerprints of all tensors, as a document.
 fn fingerprints(catalog: &Catalog) -> Result<String, Failure> {
     let interrupts = Interrupts::listen()?;
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = cores();
     let files = open(catalog, Io::Auto, false, threads).map_err(LoadError::from)?;
     print_notes(&files.notes);
     let manifest = Manifest::of(catalog, files.source.as_ref(), threads, &|| !interrupts.is_interrupted());

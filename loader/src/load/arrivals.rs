@@ -6,6 +6,7 @@ use crate::{
     schedule::{Batches, Pass, Place, Schedule},
 };
 use std::{
+    collections::HashMap,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -33,10 +34,18 @@ struct State {
 /// Sums of what one unit brought.
 #[derive(Default)]
 pub(super) struct UnitSums {
-    /// Of pieces in ranks' memory.
-    pub(super) own: Vec<(Place, usize, Fingerprint)>,
+    /// Of pieces in ranks' memory: each by its tensor's place and its number there.
+    pub(super) own: Vec<((Place, usize), Fingerprint)>,
     /// Of files, by the tensors' numbers in the catalog.
     pub(super) expected: Vec<(usize, Fingerprint)>,
+}
+
+/// Adds to the sum of `key`, which is most often one of the last.
+pub(super) fn add<K: PartialEq>(sums: &mut Vec<(K, Fingerprint)>, key: K, sum: Fingerprint) {
+    match sums.iter_mut().rev().find(|(at, _)| *at == key) {
+        Some((_, total)) => total.merge(sum),
+        None => sums.push((key, sum)),
+    }
 }
 
 impl Arrivals {
@@ -54,7 +63,7 @@ impl Arrivals {
     /// Takes note of a unit of batch `batch` that is on its way to all devices.
     pub(super) fn arrived(&self, batch: usize, sums: UnitSums) {
         let mut state = self.lock();
-        for (place, piece, sum) in sums.own {
+        for ((place, piece), sum) in sums.own {
             state.own[place.seat][place.tensor][piece].merge(sum);
         }
         for (id, sum) in sums.expected {
@@ -95,13 +104,15 @@ impl Arrivals {
         Ok(true)
     }
 
-    /// The sums of what has arrived for schedule `seat`, which is complete for batches that were waited for: of its tensors in
-    /// `places`; others' are left out.
-    pub(super) fn own(&self, seat: usize, places: impl Iterator<Item = usize>) -> Vec<Vec<Fingerprint>> {
-        let state = self.lock();
-        let mut own = vec![Vec::new(); state.own[seat].len()];
-        places.for_each(|place| own[place].clone_from(&state.own[seat][place]));
-        own
+    /// Takes the sums of what has arrived for schedule `seat`, which are complete for batches that were waited for: of its tensors
+    /// in `places`.
+    pub(super) fn take_own(
+        &self,
+        seat: usize,
+        places: impl Iterator<Item = usize>,
+    ) -> HashMap<usize, Vec<Fingerprint>> {
+        let own = &mut self.lock().own[seat];
+        places.map(|place| (place, std::mem::take(&mut own[place]))).collect()
     }
 
     /// The sums of the files so far.

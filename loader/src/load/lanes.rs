@@ -5,12 +5,12 @@
 
 use super::{
     LoadError, Progress,
-    arrivals::{Arrivals, UnitSums},
+    arrivals::{Arrivals, UnitSums, add},
 };
 use crate::{
     device::{DeviceMemory, Filling},
     fingerprint::Fingerprint,
-    schedule::{Answers, Pass, Place, Rows, Unit},
+    schedule::{Answers, Pass, Rows, Unit},
     source::{Request, Source, SourceError},
     trace::{Tracer, Track},
 };
@@ -99,9 +99,9 @@ impl Lanes<'_> {
                 if let Some(request) = queue.borrow_mut().pop_front() {
                     return Some(request);
                 }
-                let (number, requests) = self.next_requests(&common.next)?;
-                let bytes: u64 = requests.iter().map(|request| request.range.len()).sum();
-                sizes.borrow_mut().push_back((number, bytes));
+                let requests = self.next_requests(&common.next)?;
+                let bytes: u64 = requests.iter().map(|request: &Request| request.range.len()).sum();
+                sizes.borrow_mut().push_back(bytes);
                 *queue.borrow_mut() = requests;
             }
         };
@@ -113,11 +113,11 @@ impl Lanes<'_> {
             self.tracer.add(track, "read", since, begin - since);
             let mut take = || -> Result<(), LoadError> {
                 (self.step)()?;
-                let number = usize::try_from(request.tag / MOST_REQUESTS).unwrap_or(usize::MAX);
                 let unit = match &mut open {
                     Some(unit) => unit,
                     None => {
-                        let (_, bytes) = sizes.borrow_mut().pop_front().unwrap_or((number, 0));
+                        let number = usize::try_from(request.tag / MOST_REQUESTS).unwrap_or(usize::MAX);
+                        let bytes = sizes.borrow_mut().pop_front().unwrap_or(0);
                         open.insert(self.open(number, bytes)?)
                     }
                 };
@@ -150,13 +150,13 @@ impl Lanes<'_> {
     }
 
     /// What is wanted of the next unit of which anything is.
-    fn next_requests(&self, next: &AtomicUsize) -> Option<(usize, VecDeque<Request>)> {
+    fn next_requests(&self, next: &AtomicUsize) -> Option<VecDeque<Request>> {
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
             let unit = self.pass.units.get(number)?;
             let requests = self.requests(number, unit);
             if !requests.is_empty() {
-                return Some((number, requests));
+                return Some(requests);
             }
             self.arrivals.arrived(unit.batch, UnitSums::default());
         }
@@ -262,7 +262,7 @@ impl Lanes<'_> {
                     }
                 }
                 if own.bytes() > 0 {
-                    open.sums.add_own(place, number, own);
+                    add(&mut open.sums.own, (place, number), own);
                 }
                 if wanted.bytes() > 0 {
                     add(&mut open.sums.expected, tensor.id, wanted);
@@ -326,32 +326,17 @@ impl Iterator for Runs {
     }
 }
 
-impl UnitSums {
-    fn add_own(&mut self, place: Place, piece: usize, sum: Fingerprint) {
-        match self.own.iter_mut().rev().find(|(at, number, _)| (*at, *number) == (place, piece)) {
-            Some((_, _, own)) => own.merge(sum),
-            None => self.own.push((place, piece, sum)),
-        }
-    }
-}
-
-/// Adds to the sum of tensor `id`, which is most often the last one.
-pub(super) fn add(sums: &mut Vec<(usize, Fingerprint)>, id: usize, sum: Fingerprint) {
-    match sums.iter_mut().rev().find(|(at, _)| *at == id) {
-        Some((_, total)) => total.merge(sum),
-        None => sums.push((id, sum)),
-    }
+/// Where the run `run` lies in bytes that begin at `at`.
+fn place_of(at: u64, run: &Range<u64>) -> Option<Range<usize>> {
+    let place = |byte: u64| usize::try_from(byte.checked_sub(at)?).ok();
+    Some(place(run.start)?..place(run.end)?)
 }
 
 /// The run `run` of bytes that begin at `at`.
 fn part<'a>(bytes: &'a [u8], at: u64, run: &Range<u64>) -> Option<&'a [u8]> {
-    bytes.get(
-        usize::try_from(run.start.checked_sub(at)?).ok()?..usize::try_from(run.end.checked_sub(at)?).ok()?,
-    )
+    bytes.get(place_of(at, run)?)
 }
 
 fn part_mut<'a>(bytes: &'a mut [u8], at: u64, run: &Range<u64>) -> Option<&'a mut [u8]> {
-    bytes.get_mut(
-        usize::try_from(run.start.checked_sub(at)?).ok()?..usize::try_from(run.end.checked_sub(at)?).ok()?,
-    )
+    bytes.get_mut(place_of(at, run)?)
 }

@@ -197,7 +197,8 @@ pub fn load(
                 }
             }
         };
-        let mut read = lanes.run(threads(options), &tell);
+        let threads = if options.threads == 0 { cores() } else { options.threads };
+        let mut read = lanes.run(threads, &tell);
         if read.is_ok() && !arrivals.is_stopped() {
             // What was read of files that changed meanwhile is of no use, whatever its sums are.
             read = source.check_unchanged().map_err(LoadError::from).inspect_err(&tell);
@@ -238,12 +239,9 @@ fn seat_all<'a>(
     first_error(ended).map(|_| Vec::new())
 }
 
-/// Threads that read.
-fn threads(options: &LoadOptions) -> usize {
-    match options.threads {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        threads => threads,
-    }
+/// Cores that this process may use; 1 where the system does not say.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 type RankThread<'scope, T> = (u32, std::thread::ScopedJoinHandle<'scope, Result<T, LoadError>>);

@@ -162,7 +162,7 @@ impl Job<'_> {
             let mut wrong = Vec::new();
             if let Some(verifier) = &mut verifier {
                 let _span = tracer.span(&track, "verify");
-                let own = arrivals.own(seat, places());
+                let own = arrivals.take_own(seat, places());
                 let arrived =
                     if memory.is_filled_in_place() { Arrived::Summed(&own) } else { Arrived::OnDevice };
                 match &self.options.manifest {
@@ -187,10 +187,6 @@ impl Job<'_> {
                 let verified = verifier.is_some();
                 self.options.on_ready.tell(Ready { rank, tensors, memory, verified });
             }
-        }
-        if self.batches.count() == 0 {
-            memory.finish().map_err(|source| LoadError::Device { rank, source })?;
-            load = begin.elapsed();
         }
         let verified = verifier.map(Verifier::finish);
         let verify = since.elapsed();

@@ -2,14 +2,14 @@
 
 use super::{
     LoadError,
-    arrivals::UnitSums,
-    lanes::{Lanes, Runs, add},
+    arrivals::{UnitSums, add},
+    lanes::{Lanes, Runs},
 };
 use crate::{
     device::Block,
     fingerprint::Fingerprint,
     schedule::{Answers, Pass, Place, Rows, Unit},
-    source::{Request, SourceError},
+    source::{SourceError, read_run},
     trace::Track,
 };
 use shardwright_planner::checkpoint::ByteRange;
@@ -174,8 +174,7 @@ impl Lanes<'_> {
         range: ByteRange,
         with: &mut dyn FnMut(u64, &[u8]),
     ) -> Result<(), SourceError> {
-        let mut request = Some(Request { file, range, tag: 0 });
-        self.source.stream(&mut || request.take(), &mut |_, at, piece| {
+        read_run(self.source, file, range, &mut |at, piece| {
             with(at, piece);
             ControlFlow::Continue(())
         })

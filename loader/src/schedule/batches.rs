@@ -56,12 +56,15 @@ impl Batches {
                 (start, bytes) = (place + 1, 0);
             }
         }
+        if batches.is_empty() {
+            batches.push(0..0);
+        }
         let mut places = vec![0; tensors.len()];
         tensors.iter().enumerate().for_each(|(place, tensor)| places[tensor.id] = place);
         Ok(Self { tensors, batches, places })
     }
 
-    /// How many batches there are.
+    /// How many batches there are; at least 1.
     pub fn count(&self) -> usize {
         self.batches.len()
     }

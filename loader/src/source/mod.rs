@@ -80,6 +80,20 @@ pub trait Source: Sync {
     }
 }
 
+/// Reads the bytes `range` of file number `file`, which `deliver` is given piece by piece, each with its first byte in the file.
+///
+/// # Errors
+/// As [`Source::stream`].
+pub fn read_run(
+    source: &dyn Source,
+    file: usize,
+    range: ByteRange,
+    deliver: &mut dyn FnMut(u64, &[u8]) -> ControlFlow<()>,
+) -> Result<(), SourceError> {
+    let mut request = Some(Request { file, range, tag: 0 });
+    source.stream(&mut || request.take(), &mut |_, at, piece| deliver(at, piece))
+}
+
 /// Why a checkpoint's bytes could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {

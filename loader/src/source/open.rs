@@ -40,8 +40,9 @@ pub fn open(catalog: &Catalog, io: Io, shared: bool, threads: usize) -> Result<O
     let mut notes = Vec::new();
     let mut direct = None;
     if chosen.iter().any(|(_, choice)| choice.way == Way::Direct) {
-        let wanted = |file: usize| chosen.get(file).is_some_and(|(_, choice)| choice.way == Way::Direct);
-        match DirectFiles::open_only(catalog, &wanted, DirectOptions::for_threads(threads)) {
+        let options = DirectOptions::for_threads(threads);
+        let opened = DirectFiles::open_only(catalog, &read_by(&chosen, Way::Direct), options);
+        match opened {
             Ok(files) => direct = Some(files),
             Err(DirectError::Source(error)) => return Err(error),
             Err(DirectError::Refused(refused)) => {
@@ -55,26 +56,22 @@ pub fn open(catalog: &Catalog, io: Io, shared: bool, threads: usize) -> Result<O
         }
     }
     let how = summary(&chosen);
-    let is = |way: Way| move |(_, choice): &(FileFacts, Choice)| choice.way == way;
-    let wanted = |way: Way| {
-        let chosen = &chosen;
-        move |file: usize| chosen.get(file).is_some_and(is(way))
-    };
+    let any = |way: Way| chosen.iter().any(|(_, choice)| choice.way == way);
     let mut sources: Vec<(Way, Box<dyn Source>)> = Vec::new();
     if let Some(files) = direct {
         sources.push((Way::Direct, Box::new(files)));
     }
-    if chosen.iter().any(is(Way::Read)) {
+    if any(Way::Read) {
         let cached = |file: usize| {
             chosen
                 .get(file)
                 .is_some_and(|(facts, _)| facts.cached_bytes.is_some_and(|cached| cached >= facts.bytes))
         };
-        let files = ReadFiles::open_only(catalog, &wanted(Way::Read))?.with_cached(&cached);
+        let files = ReadFiles::open_only(catalog, &read_by(&chosen, Way::Read))?.with_cached(&cached);
         sources.push((Way::Read, Box::new(files)));
     }
-    if chosen.iter().any(is(Way::Mmap)) {
-        sources.push((Way::Mmap, Box::new(MappedFiles::open_only(catalog, &wanted(Way::Mmap))?)));
+    if any(Way::Mmap) {
+        sources.push((Way::Mmap, Box::new(MappedFiles::open_only(catalog, &read_by(&chosen, Way::Mmap))?)));
     }
     let place = |(_, choice): &(FileFacts, Choice)| {
         sources.iter().position(|(way, _)| *way == choice.way).unwrap_or(0)
@@ -86,4 +83,9 @@ pub fn open(catalog: &Catalog, io: Io, shared: bool, threads: usize) -> Result<O
         _ => Box::new(ByFile::new(sources, of_file)),
     };
     Ok(Opened { source, how, notes })
+}
+
+/// Whether a file, by its number, is to be read this way.
+fn read_by(chosen: &[(FileFacts, Choice)], way: Way) -> impl Fn(usize) -> bool {
+    move |file| chosen.get(file).is_some_and(|(_, choice)| choice.way == way)
 }

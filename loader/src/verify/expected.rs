@@ -4,7 +4,7 @@ use super::{Verification, VerifyError, own};
 use crate::{
     fingerprint::{Fingerprint, seed_of},
     schedule::{PlacedTensor, ScheduledPiece},
-    source::Request,
+    source::read_run,
 };
 use shardwright_planner::checkpoint::ByteRange;
 use std::ops::ControlFlow;
@@ -27,7 +27,7 @@ pub(super) fn piece(
 }
 
 /// The fingerprint that a tensor's padding has when it is zero.
-pub fn padding(tensor: &PlacedTensor) -> Fingerprint {
+pub(super) fn padding(tensor: &PlacedTensor) -> Fingerprint {
     const ZEROS: [u8; 4096] = [0; 4096];
     let (mut sum, seed) = (Fingerprint::default(), seed_of(&tensor.name));
     let Some(strip) = own::padding_strip(tensor) else { return sum };
@@ -50,10 +50,9 @@ fn add_file_bytes(
     (file, start): (usize, u64),
     bytes: std::ops::Range<u64>,
 ) -> Result<(), VerifyError> {
-    let range = ByteRange::new(start + bytes.start, start + bytes.end, u64::MAX);
-    let mut request = range.map(|range| Request { file, range, tag: 0 });
+    let Some(range) = ByteRange::new(start + bytes.start, start + bytes.end, u64::MAX) else { return Ok(()) };
     let mut stopped = Ok(());
-    this.source.stream(&mut || request.take(), &mut |_, at, piece| {
+    read_run(this.source, file, range, &mut |at, piece| {
         sum.add(seed, at - start, piece);
         stopped = (this.step)();
         if stopped.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }

@@ -12,7 +12,6 @@ mod replicas;
 mod sample;
 mod sums;
 
-pub use expected::padding;
 pub use sample::{Extent, chosen};
 
 use crate::{
@@ -124,7 +123,7 @@ pub struct Verifier<'a> {
 /// What lies in the rank's memory of a batch's tensors.
 pub enum Arrived<'a> {
     /// Was summed up on its way: the sum of each piece, by the tensors' places in the schedule.
-    Summed(&'a [Vec<Fingerprint>]),
+    Summed(&'a HashMap<usize, Vec<Fingerprint>>),
     /// Is to be summed up by the device.
     OnDevice,
 }

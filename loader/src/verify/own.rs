@@ -72,7 +72,7 @@ pub(super) fn sum_up(
         let pieces = match arrived {
             Arrived::OnDevice => found.by_ref().take(held.pieces.len()).collect(),
             Arrived::Summed(sums) => {
-                places.get(&tensor.id).and_then(|&at| sums.get(at)).cloned().unwrap_or_default()
+                places.get(&tensor.id).and_then(|at| sums.get(at)).cloned().unwrap_or_default()
             }
         };
         let padding = held.padding.and_then(|_| found.next()).unwrap_or_default();

@@ -12,7 +12,7 @@ use shardwright_loader::{
     collective::{Communicator, Lifeline, TcpCommunicator, local_group},
     device::{Device, HostDevice},
     launch::{Address, Details, Launched, Rendezvous, launched},
-    load::{LoadError, LoadOptions, Seat},
+    load::{LoadError, LoadOptions, Seat, cores},
     manifest::Manifest,
     source::{Io, Opened, open},
 };
@@ -256,7 +256,7 @@ fn threads(args: &Load, part: &Part) -> usize {
     if let Some(threads) = args.threads {
         return threads as usize;
     }
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let cores = cores();
     match part {
         Part::OneOfMany { here: Some(processes), .. } => (cores / (*processes).max(1) as usize).max(1),
         _ => cores,
