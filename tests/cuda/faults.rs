@@ -120,8 +120,7 @@ fn a_copy_that_fails_is_the_error_of_its_rank() {
 #[test]
 fn a_copy_that_is_silently_wrong_is_caught_and_named() {
     let (_folder, plan) = small();
-    // The first copy is NCCL's.
-    for fault in ["copy-flip:2@3", "copy-flip:4@3", "copy-drop:3@3"] {
+    for fault in ["copy-flip:1@3", "copy-flip:3@3", "copy-drop:2@3"] {
         let outcome = impatient(&Machine::new().with_fault(fault), &plan, &[]);
         assert_eq!(outcome.code, Some(1), "{fault}: {outcome:?}");
         assert!(outcome.stderr.contains("not what the files say"), "{}", outcome.stderr);

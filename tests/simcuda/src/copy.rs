@@ -7,7 +7,7 @@
 use crate::{
     Answer,
     context::Context,
-    counts::Route,
+    counts::{Number, Route},
     device::Gpu,
     fault,
     host::{self, Kind, Way},
@@ -161,15 +161,17 @@ enum Fault {
 }
 
 impl Fault {
-    fn of(gpu: &Gpu, number: u64) -> Option<Self> {
+    fn of(gpu: &Gpu, number: Number) -> Option<Self> {
         let all = [
-            ("copy-error", Self::Fail),
-            ("copy-flip", Self::Flip),
-            ("copy-drop", Self::Drop),
-            ("hang-stream", Self::Hang),
+            ("copy-error", Some(number.of_all), Self::Fail),
+            ("copy-flip", number.of_data, Self::Flip),
+            ("copy-drop", number.of_data, Self::Drop),
+            ("hang-stream", Some(number.of_all), Self::Hang),
         ];
-        let strikes = |(name, _): &&(&str, Self)| fault::strikes(name, gpu.number, number);
-        all.iter().find(strikes).map(|(_, fault)| *fault)
+        let strikes = |(name, number, _): &&(&str, Option<u64>, Self)| {
+            number.is_some_and(|number| fault::strikes(name, gpu.number, number))
+        };
+        all.iter().find(strikes).map(|(_, _, fault)| *fault)
     }
 }
 
@@ -193,7 +195,7 @@ fn from_host(stream: &Arc<Stream>, host: Host, device: Device, shape: Shape, wai
     let staged = if region.is_none() { Some(stage(host, shape)?) } else { None };
     let number = lock(&gpu.counts).to_device.add(route, shape.bytes());
     for (name, signal) in [("kill-at-copy", libc::SIGKILL), ("stop-at-copy", libc::SIGSTOP)] {
-        if fault::strikes(name, gpu.number, number) {
+        if fault::strikes(name, gpu.number, number.of_all) {
             fault::signal_self(signal);
         }
     }

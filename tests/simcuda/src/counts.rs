@@ -13,6 +13,9 @@ use std::{
 /// Copies below this are counted apart: they are too small to fill a bus.
 const SMALL: u64 = 4 << 20;
 
+/// Copies from here on are of data; what is smaller are numbers that ranks tell each other, and arguments of kernels.
+const DATA: u64 = 4 << 10;
+
 /// How a copy got at host memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Route {
@@ -52,13 +55,26 @@ impl Copies {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Direction {
     routes: [Copies; 4],
+    data: u64,
+}
+
+/// Which copy of a direction one is, from 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Number {
+    /// Of all.
+    pub(crate) of_all: u64,
+    /// Of those of data, if it is one.
+    pub(crate) of_data: Option<u64>,
 }
 
 impl Direction {
-    /// Counts a copy and says which one it is, from 1.
-    pub(crate) fn add(&mut self, route: Route, bytes: usize) -> u64 {
-        self.routes[route as usize].add(bytes as u64);
-        self.routes.iter().map(|route| route.copies).sum()
+    /// Counts a copy and says which one it is.
+    pub(crate) fn add(&mut self, route: Route, bytes: usize) -> Number {
+        let bytes = bytes as u64;
+        self.routes[route as usize].add(bytes);
+        self.data += u64::from(bytes >= DATA);
+        let of_all = self.routes.iter().map(|route| route.copies).sum();
+        Number { of_all, of_data: (bytes >= DATA).then_some(self.data) }
     }
 
     fn json(&self) -> Value {

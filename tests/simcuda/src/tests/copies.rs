@@ -140,15 +140,16 @@ fn faults_strike_the_copy_they_name() {
     let flip = [("SIMCUDA_FAULT", "copy-flip:2,copy-drop:3,copy-error:4,copy-error:1@1")];
     apart(name!(faults_strike_the_copy_they_name), &flip, || {
         start();
-        let address = allocate(4);
+        let address = allocate(4 << 10);
         let mut results = Vec::new();
         for round in 1..=4 {
-            let code = copy_to(address, &[round; 4], ptr::null_mut());
+            let code = copy_to(address, &[round; 4 << 10], ptr::null_mut());
             results.push((code, wait(ptr::null_mut())));
             if round < 4 {
-                let seen = read_back(address, 4);
-                let flipped = [2, 2, 2 ^ 0x10, 2];
-                assert_eq!(seen, [[1; 4], flipped, flipped][usize::from(round) - 1], "round {round}");
+                let seen = read_back(address, 4 << 10);
+                let mut flipped = [2; 4 << 10];
+                flipped[2 << 10] ^= 0x10;
+                assert!(seen == [[1; 4 << 10], flipped, flipped][usize::from(round) - 1], "round {round}");
             }
         }
         assert_eq!(results[2], (CUresult::CUDA_SUCCESS, CUresult::CUDA_SUCCESS));
