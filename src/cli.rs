@@ -1,7 +1,7 @@
 //! What can be asked of shardwright.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use shardwright_planner::topology::Bytes;
+use shardwright_planner::{plan::CastDtype, topology::Bytes};
 use std::path::PathBuf;
 
 /// Plans how a checkpoint's weights are partitioned over GPUs, and loads each rank's part.
@@ -180,6 +180,9 @@ pub(crate) struct Plan {
     /// Hold whole experts on each rank, instead of a part of each expert
     #[arg(long, help_heading = "Layout")]
     pub(crate) expert_parallel: bool,
+    /// Cast floats to this dtype as they are loaded; what belongs to packed weights keeps its own
+    #[arg(long, value_enum, value_name = "DTYPE", help_heading = "Loading")]
+    pub(crate) dtype: Option<DtypeChoice>,
     /// Rules of your own, which win: a YAML file of module globs to partitions
     #[arg(long, value_name = "FILE", help_heading = "Rules")]
     pub(crate) rules: Option<PathBuf>,
@@ -326,6 +329,23 @@ pub(crate) enum IoChoice {
     Mmap,
     Read,
     Direct,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DtypeChoice {
+    Bf16,
+    F16,
+    F32,
+}
+
+impl From<DtypeChoice> for CastDtype {
+    fn from(choice: DtypeChoice) -> Self {
+        match choice {
+            DtypeChoice::Bf16 => Self::BF16,
+            DtypeChoice::F16 => Self::F16,
+            DtypeChoice::F32 => Self::F32,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

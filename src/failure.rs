@@ -293,6 +293,9 @@ impl From<ManifestError> for Failure {
             ManifestError::Read { .. } => return Self::new(Kind::BadInput, error.to_string()),
             ManifestError::Malformed { .. } => "write it with shardwright plan --fingerprint FILE",
             ManifestError::OtherCheckpoint { .. } => "give the manifest that was made of this checkpoint",
+            ManifestError::OtherDtype { .. } => {
+                "write one for this plan: shardwright plan --fingerprint FILE, with the plan's --dtype"
+            }
         };
         Self::new(Kind::BadInput, error.to_string()).with_help(help.to_owned())
     }

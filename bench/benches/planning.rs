@@ -57,6 +57,7 @@ fn bench(criterion: &mut Criterion, model: &str, nodes: u32, tp: u32) -> Result<
         topology: &topology,
         mesh: Mesh::new(1, 1, tp)?,
         sharing: &Sharing::default(),
+        cast: None,
     };
     let plan = build(&request)?;
 

@@ -4,7 +4,7 @@
 //! The way of the data, one module a room:
 //!
 //! 1. [`schedule`]: a rank's slices → an ordered list of copies and their places in the rank's memory
-//! 2. [`source`]: where the bytes come from
+//! 2. [`source`]: where the bytes come from; [`tensors`], tensor by tensor, [`cast`] where the plan says so
 //! 3. [`device`]: where they go
 //! 4. [`collective`]: how ranks agree
 //! 5. [`fingerprint`] and [`verify`]: what arrived, summed over ranks and compared with the files
@@ -15,6 +15,7 @@
 //! Beside them stand [`launch`], which rank this process is and how ranks find each other; [`trace`], a timeline of the above;
 //! and [`detect`], which machine this is.
 
+pub mod cast;
 pub mod collective;
 pub mod detect;
 pub mod device;
@@ -27,5 +28,6 @@ pub mod load;
 pub mod manifest;
 pub mod schedule;
 pub mod source;
+pub mod tensors;
 pub mod trace;
 pub mod verify;

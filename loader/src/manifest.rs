@@ -4,19 +4,22 @@
 //! they are not what they were.
 
 use crate::{
+    cast::{Cast, Casts},
     fingerprint::{Fingerprint, seed_of},
-    source::{Request, Source, SourceError},
+    source::SourceError,
+    tensors::{Tensors, Wanted},
 };
 use serde::{Deserialize, Serialize};
 use shardwright_planner::{
-    checkpoint::{ByteRange, Catalog},
+    checkpoint::{Catalog, Dtype},
+    plan::CastDtype,
     quote::quote,
 };
 use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, Read},
-    ops::ControlFlow,
+    ops::{ControlFlow, Range},
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
@@ -45,6 +48,9 @@ pub struct Manifest {
 struct Document {
     format: String,
     tensors: BTreeMap<String, String>,
+    /// The dtypes of those that were summed up as another than they are stored in.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    cast: BTreeMap<String, CastDtype>,
 }
 
 /// Why a manifest cannot be used.
@@ -76,45 +82,55 @@ pub enum ManifestError {
         /// Whether the manifest lacks it.
         missing: bool,
     },
+    /// It was made for a plan that casts otherwise.
+    #[error("{} has the sum of {} as {made}, and the plan loads it as {wanted}", path.display(), quote(tensor))]
+    OtherDtype {
+        /// The file.
+        path: PathBuf,
+        /// A tensor.
+        tensor: String,
+        /// The dtype that it was summed up in.
+        made: Dtype,
+        /// The dtype that it is loaded in.
+        wanted: Dtype,
+    },
 }
 
 impl Manifest {
-    /// Sums up all tensors of `catalog`, whose files `source` has, with `threads` threads. `go_on` is asked now and then; `None`
-    /// when it says no.
+    /// Sums up all of `tensors`, as they are loaded, with `threads` threads. `go_on` is asked now and then; `None` when it says no.
     ///
     /// # Errors
     /// [`SourceError`] when the files cannot be read, or changed meanwhile.
     pub fn of(
-        catalog: &Catalog,
-        source: &dyn Source,
+        tensors: &Tensors<'_>,
         threads: usize,
         go_on: &(dyn Fn() -> bool + Sync),
     ) -> Result<Option<Self>, SourceError> {
-        let mut parts: Vec<(usize, ByteRange)> = Vec::new();
-        for (id, tensor) in catalog.tensors().iter().enumerate() {
-            let mut start = tensor.bytes.start();
-            while start < tensor.bytes.stop() {
-                let stop = start.saturating_add(STEP).min(tensor.bytes.stop());
-                parts.extend(ByteRange::new(start, stop, u64::MAX).map(|range| (id, range)));
+        let entries = tensors.catalog().tensors();
+        let mut in_order: Vec<usize> = (0..entries.len()).collect();
+        in_order.sort_by_key(|&id| (entries[id].file, entries[id].bytes));
+        let mut parts: Vec<(usize, Range<u64>)> = Vec::new();
+        for id in in_order {
+            let len = tensors.len_of(id);
+            let mut start = 0u64;
+            while start < len {
+                let stop = start.saturating_add(STEP).min(len);
+                parts.push((id, start..stop));
                 start = stop;
             }
         }
-        parts.sort_by_key(|(id, range)| (catalog.tensors()[*id].file, *range));
-        let seeds: Vec<u64> = catalog.tensors().iter().map(|tensor| seed_of(&tensor.name)).collect();
+        let seeds: Vec<u64> = entries.iter().map(|tensor| seed_of(&tensor.name)).collect();
         let sums = Mutex::new(vec![Fingerprint::default(); seeds.len()]);
         let (next, stopped) = (AtomicUsize::new(0), AtomicBool::new(false));
         let lane = || {
             let mut own: BTreeMap<usize, Fingerprint> = BTreeMap::new();
             let mut next = || {
                 let place = next.fetch_add(1, Ordering::Relaxed);
-                let (id, range) = parts.get(place)?;
-                Some(Request { file: catalog.tensors()[*id].file, range: *range, tag: *id as u64 })
+                let (id, bytes) = parts.get(place)?;
+                Some(Wanted { tensor: *id, bytes: bytes.clone(), tag: 0 })
             };
-            source.stream(&mut next, &mut |request, at, piece| {
-                let id = usize::try_from(request.tag).unwrap_or(usize::MAX);
-                if let (Some(tensor), Some(&seed)) = (catalog.tensors().get(id), seeds.get(id)) {
-                    own.entry(id).or_default().add(seed, at - tensor.bytes.start(), piece);
-                }
+            tensors.stream(&mut next, &mut |wanted, at, piece| {
+                own.entry(wanted.tensor).or_default().add(seeds[wanted.tensor], at, piece);
                 if go_on() && !stopped.load(Ordering::Relaxed) {
                     return ControlFlow::Continue(());
                 }
@@ -135,28 +151,32 @@ impl Manifest {
             };
             others.into_iter().map(join).fold(own, Result::and)
         })?;
-        source.check_unchanged()?;
+        tensors.check_unchanged()?;
         let sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
         Ok((!stopped.into_inner()).then_some(Self { sums }))
     }
 
-    /// The document, for the tensors of `catalog`.
+    /// The document, for the tensors of `catalog` and the casts that they were summed up with.
     ///
     /// # Errors
     /// None that is known: names and numbers are always text.
-    pub fn to_json(&self, catalog: &Catalog) -> Result<String, serde_json::Error> {
+    pub fn to_json(&self, catalog: &Catalog, casts: &Casts) -> Result<String, serde_json::Error> {
         let named = catalog.tensors().iter().zip(&self.sums);
         let tensors = named.map(|(tensor, sum)| (tensor.name.clone(), sum.to_string())).collect();
-        let mut text = serde_json::to_string_pretty(&Document { format: FORMAT.to_owned(), tensors })?;
+        let all = catalog.tensors().iter().enumerate();
+        let cast = all.filter_map(|(id, tensor)| Some((tensor.name.clone(), casts.of(id)?.loaded())));
+        let document = Document { format: FORMAT.to_owned(), tensors, cast: cast.collect() };
+        let mut text = serde_json::to_string_pretty(&document)?;
         text.push('\n');
         Ok(text)
     }
 
-    /// Reads the document at `path`, which is to be that of `catalog`.
+    /// Reads the document at `path`, which is to be that of `catalog` with these casts.
     ///
     /// # Errors
-    /// [`ManifestError`] when it cannot be read, is malformed, or does not name the tensors of `catalog`.
-    pub fn read(path: &Path, catalog: &Catalog) -> Result<Self, ManifestError> {
+    /// [`ManifestError`] when it cannot be read, is malformed, does not name the tensors of `catalog`, or has the sums of others
+    /// dtypes.
+    pub fn read(path: &Path, catalog: &Catalog, casts: &Casts) -> Result<Self, ManifestError> {
         let malformed = |reason: String| ManifestError::Malformed { path: path.to_owned(), reason };
         let failed = |source| ManifestError::Read { path: path.to_owned(), source };
         let file = File::open(path).map_err(failed)?;
@@ -179,14 +199,24 @@ impl Manifest {
             missing,
         };
         let mut sums = Vec::with_capacity(catalog.tensors().len());
-        for tensor in catalog.tensors() {
+        for (id, tensor) in catalog.tensors().iter().enumerate() {
+            let (made, wanted) = (document.cast.get(&tensor.name).copied(), casts.of(id).map(Cast::loaded));
+            if made != wanted {
+                let as_loaded = |cast: Option<CastDtype>| cast.map_or(tensor.dtype, Dtype::from);
+                return Err(ManifestError::OtherDtype {
+                    path: path.to_owned(),
+                    tensor: tensor.name.clone(),
+                    made: as_loaded(made),
+                    wanted: as_loaded(wanted),
+                });
+            }
             let text = document.tensors.get(&tensor.name).ok_or_else(|| other(&tensor.name, true))?;
-            let sum = Fingerprint::parse(text, tensor.bytes.len());
+            let sum = Fingerprint::parse(text, casts.len_of(id));
             sums.push(sum.ok_or_else(|| malformed(format!("{} is no fingerprint", quote(text))))?);
         }
         let known =
             |name: &str| catalog.tensors().binary_search_by(|tensor| tensor.name.as_str().cmp(name)).is_ok();
-        match document.tensors.keys().find(|name| !known(name)) {
+        match document.tensors.keys().chain(document.cast.keys()).find(|name| !known(name)) {
             Some(name) => Err(other(name, false)),
             None => Ok(Self { sums }),
         }
@@ -201,7 +231,7 @@ impl Manifest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::ReadFiles;
+    use crate::{fixture::planned_as, source::ReadFiles};
 
     fn fixture() -> Catalog {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/checkpoints/llama-bf16");
@@ -212,11 +242,13 @@ mod tests {
     fn what_was_written_is_read_again() {
         let catalog = fixture();
         let files = ReadFiles::open(&catalog).unwrap();
-        let manifest = Manifest::of(&catalog, &files, 3, &|| true).unwrap().unwrap();
+        let casts = Casts::none(&catalog);
+        let tensors = Tensors::new(&catalog, &casts, &files);
+        let manifest = Manifest::of(&tensors, 3, &|| true).unwrap().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("fingerprints.json");
-        std::fs::write(&path, manifest.to_json(&catalog).unwrap()).unwrap();
-        assert_eq!(Manifest::read(&path, &catalog).unwrap(), manifest);
+        std::fs::write(&path, manifest.to_json(&catalog, &casts).unwrap()).unwrap();
+        assert_eq!(Manifest::read(&path, &catalog, &casts).unwrap(), manifest);
         assert!(
             catalog
                 .tensors()
@@ -224,7 +256,29 @@ mod tests {
                 .enumerate()
                 .all(|(id, tensor)| { manifest.of_tensor(id).bytes() == tensor.bytes.len() })
         );
-        assert_eq!(Manifest::of(&catalog, &files, 2, &|| false).unwrap(), None);
+        assert_eq!(Manifest::of(&tensors, 2, &|| false).unwrap(), None);
+    }
+
+    #[test]
+    fn sums_of_another_dtype_are_refused_with_both() {
+        let (plan, catalog) = planned_as("llama-bf16", 1, 1, 1, Some(CastDtype::F32));
+        let files = ReadFiles::open(&catalog).unwrap();
+        let (cast, none) = (Casts::new(&plan, &catalog).unwrap(), Casts::none(&catalog));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fingerprints.json");
+        let of = |casts: &Casts| {
+            Manifest::of(&Tensors::new(&catalog, casts, &files), 2, &|| true).unwrap().unwrap()
+        };
+        assert!((0..catalog.tensors().len()).all(|id| of(&cast).of_tensor(id) != of(&none).of_tensor(id)));
+        for (made, wanted, says) in [
+            (&cast, &none, "as F32, and the plan loads it as BF16"),
+            (&none, &cast, "as BF16, and the plan loads it as F32"),
+        ] {
+            std::fs::write(&path, of(made).to_json(&catalog, made).unwrap()).unwrap();
+            assert_eq!(Manifest::read(&path, &catalog, made).unwrap(), of(made));
+            let error = Manifest::read(&path, &catalog, wanted).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
     }
 
     #[test]
@@ -234,7 +288,7 @@ mod tests {
         let path = folder.path().join("fingerprints.json");
         let error = |text: &str| {
             std::fs::write(&path, text).unwrap();
-            Manifest::read(&path, &catalog).unwrap_err().to_string()
+            Manifest::read(&path, &catalog, &Casts::none(&catalog)).unwrap_err().to_string()
         };
         assert!(error("[]").contains("is no manifest of fingerprints"));
         assert!(error(r#"{"format": "other", "tensors": {}}"#).contains("its format is `other`"));
@@ -245,6 +299,9 @@ mod tests {
             error(&none)
         );
         std::fs::remove_file(&path).unwrap();
-        assert!(matches!(Manifest::read(&path, &catalog), Err(ManifestError::Read { .. })));
+        assert!(matches!(
+            Manifest::read(&path, &catalog, &Casts::none(&catalog)),
+            Err(ManifestError::Read { .. })
+        ));
     }
 }

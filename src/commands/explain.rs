@@ -59,7 +59,8 @@ fn print_group(plan: &Plan, group: &TensorGroup, matching: u64, out: &mut dyn Wr
     }
     let all = group.count();
     let of = if matching == all { String::new() } else { format!(" ({matching} match)") };
-    writeln!(out, "  {} of {} {:?}{of}", count(all, "tensor"), group.dtype, group.shape)?;
+    let cast = group.cast.map_or(String::new(), |_| format!(", loaded as {}", group.loaded_dtype()));
+    writeln!(out, "  {} of {} {:?}{cast}{of}", count(all, "tensor"), group.dtype, group.shape)?;
     writeln!(out, "  {}: {}", group.role, escaped_line(&group.why))?;
     writeln!(out, "  held by {}", stages(plan, group))?;
     let slices = plan.slices_of(group)?;
@@ -129,7 +130,7 @@ fn as_json(plan: &Plan, group: &TensorGroup) -> Result<serde_json::Value, Failur
                 .map(|slice| json!({"shape": slice.shape, "boxes": slice.boxes(), "pad_rows": slice.padding}))
         })
         .collect();
-    Ok(json!({
+    let mut facts = json!({
         "names": group.names,
         "count": group.count(),
         "dtype": group.dtype,
@@ -142,5 +143,9 @@ fn as_json(plan: &Plan, group: &TensorGroup) -> Result<serde_json::Value, Failur
             Axis::Tensor => "tp_ranks",
             Axis::Expert => "ep_ranks",
         }): of_ranks,
-    }))
+    });
+    if let Some(cast) = group.cast {
+        facts["cast"] = json!(cast);
+    }
+    Ok(facts)
 }

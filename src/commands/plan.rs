@@ -10,9 +10,11 @@ use crate::{
 };
 use serde_json::json;
 use shardwright_loader::{
+    cast::Casts,
     load::{LoadError, cores},
     manifest::Manifest,
     source::{Io, open},
+    tensors::Tensors,
 };
 use shardwright_planner::{
     adapter::{ADAPTER_CONFIG_NAME, plan_adapter},
@@ -20,7 +22,7 @@ use shardwright_planner::{
     cost::{MemoryUse, collectives, memory_per_rank},
     mesh::Mesh,
     model::CONFIG_NAME,
-    plan::{Groups, Plan},
+    plan::{CastDtype, Groups, Plan, TensorGroup},
     planning::{PlanRequest, Sharing, build},
     quote::escaped,
     rules::{Families, UserRules},
@@ -37,9 +39,10 @@ const MOST_SETS: usize = 4;
 
 pub(crate) fn run(args: &cli::Plan, out: &mut dyn Write) -> Result<(), Failure> {
     let catalog = Catalog::open(&args.checkpoint)?;
+    let cast = args.dtype.map(CastDtype::from);
     if let Some(base) = &args.base {
         let base = Plan::read(base)?;
-        let plan = plan_adapter(&catalog, &absolute(&args.checkpoint)?, &base)?;
+        let plan = plan_adapter(&catalog, &absolute(&args.checkpoint)?, &base, cast)?;
         return show(args, &plan, &format!("the machine of its base, {}", base.topology), false, out);
     }
     if catalog.folder().join(ADAPTER_CONFIG_NAME).is_file() && !catalog.folder().join(CONFIG_NAME).exists() {
@@ -71,23 +74,26 @@ pub(crate) fn run(args: &cli::Plan, out: &mut dyn Write) -> Result<(), Failure> 
             weights: args.weights.clone(),
             expert_parallel: args.expert_parallel,
         },
+        cast,
     })?;
     if let Some(path) = &args.fingerprint {
-        write_whole(path, &fingerprints(&catalog)?)?;
+        write_whole(path, &fingerprints(&plan, &catalog)?)?;
     }
     show(args, &plan, machine.about(), chosen, out)
 }
 
 /// The fingerprints of all tensors, as a document.
-fn fingerprints(catalog: &Catalog) -> Result<String, Failure> {
+fn fingerprints(plan: &Plan, catalog: &Catalog) -> Result<String, Failure> {
     let interrupts = Interrupts::listen()?;
     let threads = cores();
     let files = open(catalog, Io::Auto, false, threads).map_err(LoadError::from)?;
     print_notes(&files.notes);
-    let manifest = Manifest::of(catalog, files.source.as_ref(), threads, &|| !interrupts.is_interrupted());
+    let casts = Casts::new(plan, catalog)?;
+    let tensors = Tensors::new(catalog, &casts, files.source.as_ref());
+    let manifest = Manifest::of(&tensors, threads, &|| !interrupts.is_interrupted());
     let manifest = manifest.map_err(LoadError::from)?;
     let manifest = manifest.ok_or_else(|| Failure::new(Kind::Environment, "interrupted"))?;
-    let text = manifest.to_json(catalog);
+    let text = manifest.to_json(catalog, &casts);
     text.map_err(|error| Failure::new(Kind::Environment, format!("cannot write the fingerprints: {error}")))
 }
 
@@ -150,6 +156,7 @@ fn print_plan(
     if let Some(placement) = &plan.placement {
         print_groups(placement, out)?;
     }
+    print_cast(plan, out)?;
     writeln!(out)?;
     print_ranks(plan, uses, out)?;
     writeln!(out)?;
@@ -234,6 +241,15 @@ fn print_groups(placement: &Groups, out: &mut dyn Write) -> Result<(), Failure> 
         true => writeln!(out, "runner-up {}: at {width}", sets_in_words(&others))?,
         false => writeln!(out, "runner-up {}: as fast", sets_in_words(&others))?,
     }
+    Ok(())
+}
+
+/// What is cast to what, where anything is.
+fn print_cast(plan: &Plan, out: &mut dyn Write) -> Result<(), Failure> {
+    let cast = || plan.tensors.iter().filter(|group| group.cast.is_some());
+    let Some(first) = cast().next() else { return Ok(()) };
+    let tensors: u64 = cast().map(TensorGroup::count).sum();
+    writeln!(out, "{} cast to {} as they are loaded", count(tensors, "tensor"), first.loaded_dtype())?;
     Ok(())
 }
 

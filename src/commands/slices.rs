@@ -5,7 +5,11 @@ use crate::{
     failure::{Failure, Kind},
 };
 use serde::Serialize;
-use shardwright_planner::{checkpoint::Dtype, partition::TensorBox, plan::Plan};
+use shardwright_planner::{
+    checkpoint::Dtype,
+    partition::TensorBox,
+    plan::{CastDtype, Plan},
+};
 use std::{collections::BTreeMap, io::Write};
 
 #[derive(Serialize)]
@@ -15,10 +19,13 @@ struct Document {
     tensors: BTreeMap<String, Held>,
 }
 
-/// What the rank holds of one tensor. `shape` counts the padding.
+/// What the rank holds of one tensor. `shape` counts the padding; `dtype` is what it is stored as, `cast` what it is loaded as
+/// where that is another.
 #[derive(Serialize)]
 struct Held {
     dtype: Dtype,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cast: Option<CastDtype>,
     shape: Vec<u64>,
     boxes: Vec<TensorBox>,
     #[serde(skip_serializing_if = "is_zero")]
@@ -46,6 +53,7 @@ pub(crate) fn run(args: &Slices, out: &mut dyn Write) -> Result<(), Failure> {
             let boxes = tensor.slice.boxes();
             let held = Held {
                 dtype: tensor.dtype,
+                cast: tensor.cast,
                 shape: tensor.slice.shape,
                 boxes,
                 pad_rows: tensor.slice.padding,

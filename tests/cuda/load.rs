@@ -2,7 +2,7 @@
 
 use crate::{
     demo,
-    support::{FIXTURES, fixture, on_gpus, on_gpus::Gpus, planned, simcuda::Machine},
+    support::{FIXTURES, fixture, on_gpus, on_gpus::Gpus, plan, planned, simcuda::Machine},
 };
 
 #[test]
@@ -20,6 +20,21 @@ fn every_fixture_loads_and_verifies_on_every_mesh() {
                 on_gpus::fixture_verifies(&machine, name, mesh, args);
             }
         }
+    }
+}
+
+#[test]
+fn what_is_cast_arrives_cast_however_it_is_copied() {
+    let machine = Machine::new();
+    for (name, dtype) in [("llama-odd-vocab-bf16", "f32"), ("mistral-f32", "f16")] {
+        let folder = tempfile::TempDir::new().unwrap();
+        let file = folder.path().join("plan.yaml");
+        plan(&fixture(name), &["--topology", "host", "--tp", "4", "--dtype", dtype], &file);
+        for args in [&[][..], &["--registered"], &["--staging", "64 KiB"], &["--rank", "1"]] {
+            let printed = machine.loaded(&file, args);
+            assert_eq!(printed["verified"], true, "{name} as {dtype} {args:?}: {printed}");
+        }
+        on_gpus::a_flip_is_named(&machine, &file, 2);
     }
 }
 

@@ -105,6 +105,7 @@ fn planned(checkpoint: &Headers, families: &Families, tp: u32, sharing: &Sharing
         topology: &topology,
         mesh: Mesh::new(1, 1, tp).unwrap(),
         sharing,
+        cast: None,
     })
     .map_err(|error| error.to_string())
 }

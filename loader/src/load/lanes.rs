@@ -11,7 +11,7 @@ use crate::{
     device::{DeviceMemory, Filling},
     fingerprint::Fingerprint,
     schedule::{Answers, Pass, Rows, Unit},
-    source::{Request, Source, SourceError},
+    tensors::{Tensors, Wanted},
     trace::{Tracer, Track},
 };
 use std::{
@@ -31,7 +31,7 @@ const MOST_REQUESTS: u64 = 1 << 24;
 /// What reading needs to know.
 pub(super) struct Lanes<'a> {
     pub(super) pass: &'a Pass<'a>,
-    pub(super) source: &'a dyn Source,
+    pub(super) tensors: &'a Tensors<'a>,
     /// The ranks' memory, and the ranks, by schedule.
     pub(super) memories: &'a [(u32, &'a dyn DeviceMemory)],
     pub(super) answers: Answers,
@@ -100,7 +100,7 @@ impl Lanes<'_> {
                     return Some(request);
                 }
                 let requests = self.next_requests(&common.next)?;
-                let bytes: u64 = requests.iter().map(|request: &Request| request.range.len()).sum();
+                let bytes = requests.iter().map(|run: &Wanted| run.bytes.end - run.bytes.start).sum();
                 sizes.borrow_mut().push_back(bytes);
                 *queue.borrow_mut() = requests;
             }
@@ -108,7 +108,7 @@ impl Lanes<'_> {
         let mut open: Option<Open<'_>> = None;
         let mut failure = None;
         let mut since = Instant::now();
-        let mut deliver = |request: Request, at: u64, piece: &[u8]| {
+        let mut deliver = |wanted: &Wanted, at: u64, piece: &[u8]| {
             let begin = Instant::now();
             self.tracer.add(track, "read", since, begin - since);
             let mut take = || -> Result<(), LoadError> {
@@ -116,12 +116,12 @@ impl Lanes<'_> {
                 let unit = match &mut open {
                     Some(unit) => unit,
                     None => {
-                        let number = usize::try_from(request.tag / MOST_REQUESTS).unwrap_or(usize::MAX);
+                        let number = usize::try_from(wanted.tag / MOST_REQUESTS).unwrap_or(usize::MAX);
                         let bytes = sizes.borrow_mut().pop_front().unwrap_or(0);
                         open.insert(self.open(number, bytes)?)
                     }
                 };
-                self.hand_out(unit, request, at, piece)?;
+                self.hand_out(unit, wanted, at, piece)?;
                 unit.left = unit.left.saturating_sub(piece.len() as u64);
                 if unit.left == 0
                     && let Some(unit) = open.take()
@@ -142,7 +142,7 @@ impl Lanes<'_> {
                 }
             }
         };
-        let read = self.source.stream(&mut next, &mut deliver);
+        let read = self.tensors.stream(&mut next, &mut deliver);
         match failure {
             Some(error) => Err(error),
             None => Ok(read?),
@@ -150,7 +150,7 @@ impl Lanes<'_> {
     }
 
     /// What is wanted of the next unit of which anything is.
-    fn next_requests(&self, next: &AtomicUsize) -> Option<VecDeque<Request>> {
+    fn next_requests(&self, next: &AtomicUsize) -> Option<VecDeque<Wanted>> {
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
             let unit = self.pass.units.get(number)?;
@@ -162,12 +162,12 @@ impl Lanes<'_> {
         }
     }
 
-    fn requests(&self, number: usize, unit: &Unit) -> VecDeque<Request> {
+    fn requests(&self, number: usize, unit: &Unit) -> VecDeque<Wanted> {
         let first = number as u64 * MOST_REQUESTS;
         let of_span = |(span, at): (&_, u64)| {
             let wanted = self.pass.wanted(span);
-            let file = self.pass.tensors[span.tensor].file;
-            wanted.into_iter().map(move |range| Request { file, range, tag: first + at })
+            let tensor = self.pass.tensors[span.tensor].id;
+            wanted.into_iter().map(move |bytes| Wanted { tensor, bytes, tag: first + at })
         };
         unit.spans.iter().zip(0..).flat_map(of_span).collect()
     }
@@ -192,19 +192,12 @@ impl Lanes<'_> {
         Ok(Open { unit, left: bytes, fillings, sums: UnitSums::default() })
     }
 
-    fn hand_out(
-        &self,
-        open: &mut Open<'_>,
-        request: Request,
-        at: u64,
-        piece: &[u8],
-    ) -> Result<(), LoadError> {
+    fn hand_out(&self, open: &mut Open<'_>, wanted: &Wanted, at: u64, piece: &[u8]) -> Result<(), LoadError> {
         let end = at + piece.len() as u64;
-        let out_of_range = || SourceError::OutOfRange { file: request.file, start: at, stop: end };
-        let span = usize::try_from(request.tag % MOST_REQUESTS).ok().and_then(|at| open.unit.spans.get(at));
+        let out_of_range = || self.tensors.out_of_range(wanted.tensor, at..end);
+        let span = usize::try_from(wanted.tag % MOST_REQUESTS).ok().and_then(|at| open.unit.spans.get(at));
         let span = span.ok_or_else(out_of_range)?;
         let tensor = &self.pass.tensors[span.tensor];
-        let start = tensor.bytes.start();
         let summed = self.chosen.get(tensor.id) == Some(&true);
         let seed = tensor.seed;
         if summed {
@@ -213,7 +206,7 @@ impl Lanes<'_> {
                 if !run.is_empty() {
                     let bytes = part(piece, at, &run).ok_or_else(out_of_range)?;
                     let mut sum = Fingerprint::default();
-                    sum.add(seed, run.start - start, bytes);
+                    sum.add(seed, run.start, bytes);
                     add(&mut open.sums.expected, tensor.id, sum);
                 }
             }
@@ -227,7 +220,7 @@ impl Lanes<'_> {
             let flip = self.flip.filter(|(seat, _)| *seat == place.seat).map(|(_, byte)| byte);
             let mut copied = 0;
             for (number, boxed) in self.pass.placed(place).pieces.iter().enumerate() {
-                let (mut own, mut wanted) = (Fingerprint::default(), Fingerprint::default());
+                let (mut own, mut answer) = (Fingerprint::default(), Fingerprint::default());
                 for rows in Pass::rows(boxed, at..end) {
                     copied += rows.bytes();
                     for run in Runs::of(rows) {
@@ -243,7 +236,7 @@ impl Lanes<'_> {
                     }
                     if summed && (in_place || self.answers == Answers::ForItself) {
                         for run in Runs::of(rows) {
-                            let in_tensor = run.from.start - start;
+                            let in_tensor = run.from.start;
                             if in_place {
                                 own.add(
                                     seed,
@@ -252,7 +245,7 @@ impl Lanes<'_> {
                                 );
                             }
                             if self.answers == Answers::ForItself {
-                                wanted.add(
+                                answer.add(
                                     seed,
                                     in_tensor,
                                     part(piece, at, &run.from).ok_or_else(out_of_range)?,
@@ -264,8 +257,8 @@ impl Lanes<'_> {
                 if own.bytes() > 0 {
                     add(&mut open.sums.own, (place, number), own);
                 }
-                if wanted.bytes() > 0 {
-                    add(&mut open.sums.expected, tensor.id, wanted);
+                if answer.bytes() > 0 {
+                    add(&mut open.sums.expected, tensor.id, answer);
                 }
             }
             self.progress.add(self.memories[place.seat].0, copied);

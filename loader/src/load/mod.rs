@@ -22,11 +22,13 @@ pub use table::{PlacedTensors, TensorPlace};
 pub use weights::{LoadedTensor, RankWeights};
 
 use crate::{
+    cast::Casts,
     collective::{Communicator, Lifeline},
     device::{Device, DeviceError, DeviceMemory},
     manifest::Manifest,
     schedule::{Answers, Batches, Pass, Schedule, ScheduleError},
     source::Source,
+    tensors::Tensors,
     trace::Tracer,
     verify::{self, Extent},
 };
@@ -136,8 +138,9 @@ pub fn load(
             return Err(error);
         }
     };
-    let Prepared { schedules, batches, chosen } = &prepared;
-    let job = Job { plan, catalog, source, options, batches, chosen };
+    let Prepared { schedules, batches, chosen, casts } = &prepared;
+    let tensors = &Tensors::new(catalog, casts, source);
+    let job = Job { plan, tensors, options, batches, chosen };
     let mut seated = seat_all(schedules, seats, options.verify.is_some())?;
 
     let world = plan.mesh.world_size();
@@ -148,7 +151,7 @@ pub fn load(
         _ => Answers::ForItself,
     };
     let windows: Vec<u64> = seated.iter().map(|seated| seated.memory.window_bytes()).collect();
-    let pass = Pass::new(schedules, &windows, batches, catalog, answers);
+    let pass = Pass::new(schedules, &windows, batches, (catalog, casts), answers);
     let arrivals = Arrivals::new(&pass, schedules, batches, catalog.tensors().len());
     let outcomes = std::thread::scope(|scope| {
         let mut memories = Vec::new();
@@ -178,7 +181,7 @@ pub fn load(
             memories.iter().map(|(rank, memory)| (*rank, memory.as_ref())).collect();
         let lanes = Lanes {
             pass: &pass,
-            source,
+            tensors,
             memories: &memories,
             answers,
             chosen,
@@ -201,7 +204,7 @@ pub fn load(
         let mut read = lanes.run(threads, &tell);
         if read.is_ok() && !arrivals.is_stopped() {
             // What was read of files that changed meanwhile is of no use, whatever its sums are.
-            read = source.check_unchanged().map_err(LoadError::from).inspect_err(&tell);
+            read = tensors.check_unchanged().map_err(LoadError::from).inspect_err(&tell);
         }
         let mut outcomes = joined(ranks);
         if let Err(error) = read {
@@ -210,8 +213,10 @@ pub fn load(
         outcomes
     });
     let done = first_error(outcomes)?;
+    let too_large: Vec<String> = tensors.too_large().into_iter().map(str::to_owned).collect();
     // Nothing failed, so everything arrived.
-    Ok(seated.into_iter().zip(done).filter_map(|(seated, done)| Some(seated.loaded(done?))).collect())
+    let loaded = |(seated, done): (Seated<'_>, Option<seats::Done>)| Some(seated.loaded(done?, &too_large));
+    Ok(seated.into_iter().zip(done).filter_map(loaded).collect())
 }
 
 /// Readies the devices of all ranks.
@@ -267,6 +272,7 @@ struct Prepared {
     batches: Batches,
     /// Which tensors are verified; empty when none is.
     chosen: Vec<bool>,
+    casts: Casts,
 }
 
 impl Prepared {
@@ -296,7 +302,8 @@ impl Prepared {
             None => Vec::new(),
         };
         let batches = Batches::new(plan, catalog)?;
-        Ok(Self { schedules, batches, chosen })
+        let casts = Casts::new(plan, catalog)?;
+        Ok(Self { schedules, batches, chosen, casts })
     }
 }
 

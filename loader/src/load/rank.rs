@@ -16,6 +16,9 @@ pub struct LoadedRank {
     pub of_all_ranks: Vec<(u32, LoadFigures)>,
     /// What verification found, where it was asked for.
     pub verified: Option<Verified>,
+    /// The tensors that had values too large for the dtype that they were cast to, which became infinite, among all that the
+    /// process read.
+    pub too_large: Vec<String>,
 }
 
 impl LoadedRank {
@@ -23,8 +26,9 @@ impl LoadedRank {
         weights: RankWeights,
         of_all_ranks: Vec<(u32, LoadFigures)>,
         verified: Option<Verified>,
+        too_large: Vec<String>,
     ) -> Self {
-        Self { rank: weights.rank, weights, of_all_ranks, verified }
+        Self { rank: weights.rank, weights, of_all_ranks, verified, too_large }
     }
 
     /// What loading it took.

@@ -9,11 +9,11 @@ use crate::{
     device::DeviceMemory,
     fingerprint::Fingerprint,
     schedule::{Batches, Schedule},
-    source::Source,
+    tensors::Tensors,
     trace::{Traced, Track},
     verify::{Arrived, Verification, Verified, Verifier, VerifyError},
 };
-use shardwright_planner::{checkpoint::Catalog, plan::Plan};
+use shardwright_planner::plan::Plan;
 use std::{
     collections::HashMap,
     sync::{Arc, atomic::Ordering},
@@ -23,8 +23,7 @@ use std::{
 /// What all ranks of a process have in common.
 pub(super) struct Job<'a> {
     pub(super) plan: &'a Plan,
-    pub(super) catalog: &'a Catalog,
-    pub(super) source: &'a dyn Source,
+    pub(super) tensors: &'a Tensors<'a>,
     pub(super) options: &'a LoadOptions,
     pub(super) batches: &'a Batches,
     /// Whether each tensor is verified, by its number in the catalog; empty when none is.
@@ -67,9 +66,9 @@ impl<'a> Seated<'a> {
     }
 
     /// Its weights, when all is done.
-    pub(super) fn loaded(self, done: Done) -> LoadedRank {
+    pub(super) fn loaded(self, done: Done, too_large: &[String]) -> LoadedRank {
         let weights = RankWeights::new(self.schedule.rank, Arc::new(self.schedule.into()), self.memory);
-        LoadedRank::new(weights, done.of_all_ranks, done.verified)
+        LoadedRank::new(weights, done.of_all_ranks, done.verified, too_large.to_vec())
     }
 }
 
@@ -128,10 +127,10 @@ impl Job<'_> {
         };
         let this = Verification {
             plan: self.plan,
-            catalog: self.catalog,
+            catalog: self.tensors.catalog(),
             schedule,
             memory,
-            source: self.source,
+            tensors: self.tensors,
             chosen: self.chosen,
             step: &step,
         };
@@ -144,7 +143,7 @@ impl Job<'_> {
         let held: HashMap<usize, usize> =
             schedule.tensors.iter().enumerate().map(|(at, tensor)| (tensor.id, at)).collect();
         let tensors: Vec<TensorPlace> = schedule.tensors.iter().map(TensorPlace::from).collect();
-        let mut expected = vec![Fingerprint::default(); self.catalog.tensors().len()];
+        let mut expected = vec![Fingerprint::default(); self.tensors.catalog().tensors().len()];
         let mut load = begin.elapsed();
         let (last, mut since) = (self.batches.count().saturating_sub(1), Instant::now());
         for number in 0..self.batches.count() {

@@ -9,10 +9,9 @@ use crate::{
     device::Block,
     fingerprint::Fingerprint,
     schedule::{Answers, Pass, Place, Rows, Unit},
-    source::{SourceError, read_run},
+    source::SourceError,
     trace::Track,
 };
-use shardwright_planner::checkpoint::ByteRange;
 use std::{
     ops::{ControlFlow, Range},
     sync::atomic::{AtomicUsize, Ordering},
@@ -26,12 +25,11 @@ impl Lanes<'_> {
             let mut sums = UnitSums::default();
             for span in &unit.spans {
                 let tensor = &self.pass.tensors[span.tensor];
-                let file = tensor.file;
                 for &place in &tensor.places {
                     let pieces = &self.pass.placed(place).pieces;
                     for rows in pieces.iter().flat_map(|piece| Pass::rows(piece, span.bytes.clone())) {
                         (self.step)()?;
-                        self.rows(place, file, rows, track)?;
+                        self.rows(place, tensor.id, rows, track)?;
                         self.progress.add(self.memories[place.seat].0, rows.bytes());
                     }
                 }
@@ -57,14 +55,8 @@ impl Lanes<'_> {
             }
             for run in runs {
                 let run = run.start.max(span.bytes.start)..run.end.min(span.bytes.end);
-                let Some(range) = ByteRange::new(run.start, run.end, u64::MAX).filter(|_| !run.is_empty())
-                else {
-                    continue;
-                };
                 let mut sum = Fingerprint::default();
-                self.read(tensor.file, range, &mut |at, piece| {
-                    sum.add(tensor.seed, at - tensor.bytes.start(), piece);
-                })?;
+                self.read(tensor.id, run, &mut |at, piece| sum.add(tensor.seed, at, piece))?;
                 add(&mut sums.expected, tensor.id, sum);
             }
         }
@@ -72,27 +64,22 @@ impl Lanes<'_> {
     }
 
     /// Copies rows straight from where the source has them, or through the memory's staging where that does not go.
-    fn rows(&self, place: Place, file: usize, rows: Rows, track: &Track) -> Result<(), LoadError> {
+    fn rows(&self, place: Place, tensor: usize, rows: Rows, track: &Track) -> Result<(), LoadError> {
         let (rank, memory) = self.memories[place.seat];
         let on_device = |source| LoadError::Device { rank, source };
-        let out_of_range = || SourceError::OutOfRange {
-            file,
-            start: rows.from,
-            stop: rows.from.saturating_add(rows.span()),
-        };
+        let run = rows.from..rows.from.saturating_add(rows.span());
+        let out_of_range = || self.tensors.out_of_range(tensor, run.clone());
         let least = memory.least_mapped_bytes().unwrap_or(usize::MAX);
-        let range = ByteRange::new(rows.from, rows.from.saturating_add(rows.span()), u64::MAX)
-            .ok_or_else(out_of_range)?;
         let flipped = self.flip.is_some_and(|(seat, byte)| {
             seat == place.seat && (rows.to..rows.to + rows.to_stride * rows.runs).contains(&byte)
         });
-        let Some(bytes) = self.source.mapped(file, range)?.filter(|_| !flipped) else {
-            return self.staged(place, file, rows, track);
+        let Some(bytes) = self.tensors.mapped(tensor, run.clone())?.filter(|_| !flipped) else {
+            return self.staged(place, tensor, rows, track);
         };
         // Neighbouring rows meet within a page, which only one of them could have: the edges of a run go the usual way.
         let inner = if rows.runs == 1 { whole_pages(bytes) } else { 0..bytes.len() };
         if inner.len() < least {
-            return self.staged(place, file, rows, track);
+            return self.staged(place, tensor, rows, track);
         }
         let part = |part: &Range<usize>| Rows {
             from: rows.from + part.start as u64,
@@ -113,16 +100,16 @@ impl Lanes<'_> {
         let copied = memory.copy_mapped(block, middle.to, middle.to_stride).map_err(on_device)?;
         drop(span);
         if !copied {
-            return self.staged(place, file, rows, track);
+            return self.staged(place, tensor, rows, track);
         }
         for rows in edges.into_iter().filter(|edge| rows.runs == 1 && edge.run_bytes > 0) {
-            self.staged(place, file, rows, track)?;
+            self.staged(place, tensor, rows, track)?;
         }
         Ok(())
     }
 
     /// Copies rows through the memory's staging.
-    fn staged(&self, place: Place, file: usize, rows: Rows, track: &Track) -> Result<(), LoadError> {
+    fn staged(&self, place: Place, tensor: usize, rows: Rows, track: &Track) -> Result<(), LoadError> {
         let (rank, memory) = self.memories[place.seat];
         let on_device = |source| LoadError::Device { rank, source };
         // Rows that lie one after the other go in one piece.
@@ -140,19 +127,15 @@ impl Lanes<'_> {
             let _span = self.tracer.span(track, "read");
             let into = filling.bytes();
             for run in Runs::of(part) {
-                let out_of_range =
-                    || SourceError::OutOfRange { file, start: run.from.start, stop: run.from.end };
-                let range =
-                    ByteRange::new(run.from.start, run.from.end, u64::MAX).ok_or_else(out_of_range)?;
                 let mut fits = true;
-                self.read(file, range, &mut |at, bytes| {
+                self.read(tensor, run.from.clone(), &mut |at, bytes| {
                     let start =
                         usize::try_from(run.to.start - part.to + (at - run.from.start)).unwrap_or(usize::MAX);
                     let place = into.get_mut(start..start.saturating_add(bytes.len()));
                     fits &= place.map(|place| place.copy_from_slice(bytes)).is_some();
                 })?;
                 if !fits {
-                    return Err(out_of_range().into());
+                    return Err(self.tensors.out_of_range(tensor, run.from).into());
                 }
             }
             if let Some((seat, byte)) = self.flip
@@ -167,14 +150,14 @@ impl Lanes<'_> {
         Ok(())
     }
 
-    /// Reads one run of a file.
+    /// Reads one run of a tensor.
     fn read(
         &self,
-        file: usize,
-        range: ByteRange,
+        tensor: usize,
+        bytes: Range<u64>,
         with: &mut dyn FnMut(u64, &[u8]),
     ) -> Result<(), SourceError> {
-        read_run(self.source, file, range, &mut |at, piece| {
+        self.tensors.read_run(tensor, bytes, &mut |at, piece| {
             with(at, piece);
             ControlFlow::Continue(())
         })

@@ -29,11 +29,7 @@ pub struct PlacedTensor {
     pub id: usize,
     /// When its turn is.
     pub turn: Turn,
-    /// Which of the checkpoint's files it lies in.
-    pub file: usize,
-    /// Where its bytes begin in that file.
-    pub file_start: u64,
-    /// Its dtype.
+    /// Its dtype, as it is loaded.
     pub dtype: Dtype,
     /// What the rank holds, padding included.
     pub shape: Vec<u64>,
@@ -159,13 +155,14 @@ fn place_tensor(
     tensor: RankTensor,
     offset: u64,
 ) -> Result<PlacedTensor, ScheduleError> {
-    let RankTensor { name, dtype, turn, slice, copy, copies, .. } = tensor;
+    let RankTensor { name, dtype, cast, turn, slice, copy, copies, .. } = tensor;
+    let dtype = cast.map_or(dtype, Dtype::from);
     let bits = dtype.bitsize() as u64;
     let mut pieces = Vec::with_capacity(slice.pieces.len());
     // Where the next box begins along the split dimension of the slice.
     let mut row = 0;
     for piece in &slice.pieces {
-        let rows = rows_of(&piece.region, entry, &slice.shape, slice.dim, row, offset, bits);
+        let rows = rows_of(&piece.region, &entry.shape, &slice.shape, slice.dim, row, offset, bits);
         let Some(rows) = rows else { return Err(ScheduleError::Differs { name }) };
         pieces.push(ScheduledPiece {
             replica: copy * piece.replicas + piece.replica,
@@ -180,8 +177,6 @@ fn place_tensor(
         name,
         id,
         turn,
-        file: entry.file,
-        file_start: entry.bytes.start(),
         dtype,
         bytes: slice.elements() * bits / 8,
         shape: slice.shape,
@@ -217,14 +212,14 @@ fn padding_of(slice: &Slice, offset: u64, bits: u64) -> Option<Option<Padding>> 
 /// or end on a whole byte.
 fn rows_of(
     region: &TensorBox,
-    entry: &TensorEntry,
+    tensor_shape: &[u64],
     slice_shape: &[u64],
     dim: usize,
     row: u64,
     offset: u64,
     bits: u64,
 ) -> Option<Vec<Rows>> {
-    let (tensor_shape, sizes) = (&entry.shape, region.shape());
+    let sizes = region.shape();
     if region.elements() == 0 {
         return Some(Vec::new());
     }
@@ -240,9 +235,8 @@ fn rows_of(
     }
     if sizes.is_empty() {
         let run_bytes = bytes(1)?;
-        let from = entry.bytes.start();
         return Some(vec![Rows {
-            from,
+            from: 0,
             from_stride: run_bytes,
             to: offset,
             to_stride: run_bytes,
@@ -273,14 +267,8 @@ fn rows_of(
             from += (region.start[d] + at) * inner(tensor_shape, d);
             to += (slice_start(d) + at) * inner(slice_shape, d);
         }
-        let rows = Rows {
-            from: entry.bytes.start() + bytes(from)?,
-            from_stride,
-            to: offset + bytes(to)?,
-            to_stride,
-            run_bytes,
-            runs,
-        };
+        let rows =
+            Rows { from: bytes(from)?, from_stride, to: offset + bytes(to)?, to_stride, run_bytes, runs };
         all.push(rows.joined());
     }
     Some(all)

@@ -1,7 +1,7 @@
 //! What is copied where, in which order.
 //!
 //! In come a plan and the catalog of its checkpoint; out go a [`Schedule`] for each rank, which says where each tensor lies in the
-//! rank's memory and which rows of which file go there; [`Batches`], the order in which all ranks load and verify; and a [`Pass`],
+//! rank's memory and which rows of the tensor go there; [`Batches`], the order in which all ranks load and verify; and a [`Pass`],
 //! in which the ranks of one process read the files once. It reads no byte and knows no device.
 
 mod batches;

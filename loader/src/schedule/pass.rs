@@ -5,8 +5,8 @@
 //! they are read.
 
 use super::{Batches, PlacedTensor, Rows, Schedule, ScheduledPiece};
-use crate::fingerprint::seed_of;
-use shardwright_planner::checkpoint::{ByteRange, Catalog};
+use crate::{cast::Casts, fingerprint::seed_of};
+use shardwright_planner::checkpoint::Catalog;
 use std::ops::Range;
 
 /// Bytes between two runs that are read in vain rather than left out: storage and page cache give whole pages anyway.
@@ -48,11 +48,9 @@ pub struct PassTensor {
     pub seed: u64,
     /// Its batch.
     pub batch: usize,
-    /// The file that it lies in.
-    pub file: usize,
-    /// Its bytes in that file.
-    pub bytes: ByteRange,
-    /// The runs of that file that the process sums up, in order.
+    /// Its bytes, as it is loaded.
+    pub len: u64,
+    /// The runs of them that the process sums up, in order.
     pub answered: Vec<Range<u64>>,
     /// Where ranks hold it.
     pub places: Vec<Place>,
@@ -78,12 +76,12 @@ pub struct Unit {
     pub windows: Vec<Range<u64>>,
 }
 
-/// A run of a tensor's file.
+/// A run of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span {
     /// Which tensor of the pass.
     pub tensor: usize,
-    /// Bytes of its file; not all of them need be wanted.
+    /// Which of its bytes, as it is loaded; not all of them need be wanted.
     pub bytes: Range<u64>,
 }
 
@@ -93,10 +91,10 @@ impl<'a> Pass<'a> {
         schedules: &'a [Schedule],
         window_bytes: &[u64],
         batches: &Batches,
-        catalog: &Catalog,
+        (catalog, casts): (&Catalog, &Casts),
         answers: Answers,
     ) -> Self {
-        let tensors = tensors(schedules, batches, catalog, answers);
+        let tensors = tensors(schedules, batches, (catalog, casts), answers);
         let mut pass = Self { schedules, tensors, units: Vec::new() };
         pass.units = pass.units(window_bytes);
         pass
@@ -109,7 +107,7 @@ impl<'a> Pass<'a> {
 
     /// What the ranks want of a span, and what of it is summed up, run after run. What is read in vain between them is no more
     /// than what is wanted, or some gaps of a page.
-    pub fn wanted(&self, span: &Span) -> Vec<ByteRange> {
+    pub fn wanted(&self, span: &Span) -> Vec<Range<u64>> {
         let tensor = &self.tensors[span.tensor];
         let (start, end) = (span.bytes.start, span.bytes.end);
         // Rows that several ranks hold count once.
@@ -131,7 +129,7 @@ impl<'a> Pass<'a> {
         let wanted: u64 = parts.iter().map(Rows::bytes).sum();
         let summed = runs.iter().map(|run| run.end - run.start).sum();
         if wanted.max(summed) * 2 >= last - first {
-            return ByteRange::new(first, last, u64::MAX).into_iter().collect();
+            return std::iter::once(first..last).collect();
         }
         for part in parts {
             runs.extend((0..part.runs).map(|run| {
@@ -149,10 +147,10 @@ impl<'a> Pass<'a> {
                 _ => joined.push(run),
             }
         }
-        joined.into_iter().filter_map(|run| ByteRange::new(run.start, run.end, u64::MAX)).collect()
+        joined
     }
 
-    /// The rows of one piece of a tensor that come from these bytes of its file.
+    /// The rows of one piece of a tensor that come from these of its bytes.
     pub fn rows(piece: &ScheduledPiece, bytes: Range<u64>) -> impl Iterator<Item = Rows> {
         piece.rows.iter().flat_map(move |rows| rows.out_of(bytes.start, bytes.end))
     }
@@ -161,13 +159,13 @@ impl<'a> Pass<'a> {
         let mut units = Vec::new();
         let mut open = Building::new(self.schedules.len());
         for (number, tensor) in self.tensors.iter().enumerate() {
-            let mut start = tensor.bytes.start();
-            while start < tensor.bytes.stop() {
+            let mut start = 0;
+            while start < tensor.len {
                 let most = |open: &Building| self.most(tensor, start, open, window_bytes);
                 let mut stop =
                     if open.batch.is_none_or(|batch| batch == tensor.batch) { most(&open) } else { start };
                 // A unit is filled to the brim, so that what is copied to a device at a time is large.
-                if stop < tensor.bytes.stop() && stop - start < GAP_BYTES && !open.spans.is_empty() {
+                if stop < tensor.len && stop - start < GAP_BYTES && !open.spans.is_empty() {
                     units.extend(open.finish(self.schedules.len()));
                     stop = most(&open);
                 }
@@ -207,7 +205,7 @@ impl<'a> Pass<'a> {
                 }
             })
         };
-        let last = tensor.bytes.stop().min(start.saturating_add(UNIT_BYTES.saturating_sub(open.bytes)));
+        let last = tensor.len.min(start.saturating_add(UNIT_BYTES.saturating_sub(open.bytes)));
         if fits(last) {
             return last;
         }
@@ -245,7 +243,7 @@ impl Building {
 fn tensors(
     schedules: &[Schedule],
     batches: &Batches,
-    catalog: &Catalog,
+    (catalog, casts): (&Catalog, &Casts),
     answers: Answers,
 ) -> Vec<PassTensor> {
     let mut places: Vec<(usize, Option<Place>)> = Vec::new();
@@ -261,13 +259,11 @@ fn tensors(
     for (id, place) in places {
         if tensors.last().is_none_or(|last| last.id != id) {
             let entry = &catalog.tensors()[id];
-            let (batch, bytes) = (batches.batch_of(id), entry.bytes);
             tensors.push(PassTensor {
                 id,
                 seed: seed_of(&entry.name),
-                batch,
-                file: entry.file,
-                bytes,
+                batch: batches.batch_of(id),
+                len: casts.len_of(id),
                 answered: Vec::new(),
                 places: Vec::new(),
             });
@@ -279,18 +275,16 @@ fn tensors(
     if let Answers::WithOthers { world } = answers {
         let ranks: Vec<u32> = schedules.iter().map(|schedule| schedule.rank).collect();
         for tensor in &mut tensors {
-            tensor.answered = shares(tensor.bytes, &batches.answering(tensor.id, world), &ranks);
+            tensor.answered = shares(tensor.len, &batches.answering(tensor.id, world), &ranks);
         }
     }
     tensors
 }
 
-/// What `ranks` answer for of `bytes`, which are dealt to `answering` in order; runs that touch are one.
-fn shares(bytes: ByteRange, answering: &[u32], ranks: &[u32]) -> Vec<Range<u64>> {
+/// What `ranks` answer for of `len` bytes, which are dealt to `answering` in order; runs that touch are one.
+fn shares(len: u64, answering: &[u32], ranks: &[u32]) -> Vec<Range<u64>> {
     let count = answering.len().max(1) as u128;
-    let border = |number: usize| {
-        bytes.start() + u64::try_from(u128::from(bytes.len()) * number as u128 / count).unwrap_or(u64::MAX)
-    };
+    let border = |number: usize| u64::try_from(u128::from(len) * number as u128 / count).unwrap_or(u64::MAX);
     let mut shares: Vec<Range<u64>> = Vec::new();
     for (number, _) in answering.iter().enumerate().filter(|(_, rank)| ranks.contains(rank)) {
         let (start, end) = (border(number), border(number + 1));

@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-/// Runs of bytes that lie at equal distances, in a file and in a rank's memory.
+/// Runs of bytes that lie at equal distances, in a tensor as it is loaded and in a rank's memory.
 ///
 /// A column-parallel slice is one run; a row-parallel slice has one run for each row of the matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rows {
-    /// First byte, counted from the beginning of the file.
+    /// First byte, counted from the beginning of the tensor.
     pub from: u64,
-    /// Bytes from the beginning of one run to the next, in the file.
+    /// Bytes from the beginning of one run to the next, in the tensor.
     pub from_stride: u64,
     /// First byte, counted from the beginning of the rank's memory.
     pub to: u64,
@@ -27,7 +27,7 @@ impl Rows {
         self.run_bytes * self.runs
     }
 
-    /// Bytes of the file from the first run's beginning to the last run's end.
+    /// Bytes of the tensor from the first run's beginning to the last run's end.
     pub fn span(&self) -> u64 {
         (self.runs - 1) * self.from_stride + self.run_bytes
     }
@@ -47,13 +47,13 @@ impl Rows {
 }
 
 impl Rows {
-    /// The same rows with file and memory exchanged.
+    /// The same rows with tensor and memory exchanged.
     fn exchanged(self) -> Self {
         let Self { from, from_stride, to, to_stride, .. } = self;
         Self { from: to, from_stride: to_stride, to: from, to_stride: from_stride, ..self }
     }
 
-    /// The parts of these rows that come from the bytes `start..stop` of the file: the end of a row that began before, whole
+    /// The parts of these rows that come from the bytes `start..stop` of the tensor: the end of a row that began before, whole
     /// rows, and the beginning of one that ends after.
     pub fn out_of(self, start: u64, stop: u64) -> impl Iterator<Item = Self> {
         self.exchanged().within(start, stop).map(Self::exchanged)
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Every byte of the file and where it goes.
+    /// Every byte of the tensor and where it goes.
     fn moves(rows: Rows) -> Vec<(u64, u64)> {
         (0..rows.runs)
             .flat_map(|run| {
@@ -118,7 +118,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_of_the_file_share_the_rows_among_them(
+        fn pieces_of_a_tensor_share_the_rows_among_them(
             from in 0u64..9, to in 0u64..9, run_bytes in 1u64..20, runs in 1u64..9,
             gap_from in 0u64..5, gap_to in 0u64..5, window in 1u64..60,
         ) {

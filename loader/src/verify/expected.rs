@@ -4,9 +4,7 @@ use super::{Verification, VerifyError, own};
 use crate::{
     fingerprint::{Fingerprint, seed_of},
     schedule::{PlacedTensor, ScheduledPiece},
-    source::read_run,
 };
-use shardwright_planner::checkpoint::ByteRange;
 use std::ops::ControlFlow;
 
 /// The fingerprint of a piece, from the file.
@@ -16,11 +14,10 @@ pub(super) fn piece(
     piece: &ScheduledPiece,
 ) -> Result<Fingerprint, VerifyError> {
     let mut sum = Fingerprint::default();
-    for strip in own::strips(tensor, piece) {
+    for strip in own::strips(piece) {
         for run in 0..strip.runs {
             let at = strip.in_tensor + run * strip.in_tensor_stride;
-            let place = (tensor.file, tensor.file_start);
-            add_file_bytes(this, &mut sum, seed_of(&tensor.name), place, at..at + strip.run_bytes)?;
+            add_bytes(this, &mut sum, tensor, at..at + strip.run_bytes)?;
         }
     }
     Ok(sum)
@@ -42,18 +39,16 @@ pub(super) fn padding(tensor: &PlacedTensor) -> Fingerprint {
     sum
 }
 
-/// Adds the bytes `bytes` of the tensor that begins at `place` (number of the file, first byte in it).
-fn add_file_bytes(
+/// Adds these bytes of the tensor.
+fn add_bytes(
     this: &Verification<'_>,
     sum: &mut Fingerprint,
-    seed: u64,
-    (file, start): (usize, u64),
+    tensor: &PlacedTensor,
     bytes: std::ops::Range<u64>,
 ) -> Result<(), VerifyError> {
-    let Some(range) = ByteRange::new(start + bytes.start, start + bytes.end, u64::MAX) else { return Ok(()) };
-    let mut stopped = Ok(());
-    read_run(this.source, file, range, &mut |at, piece| {
-        sum.add(seed, at - start, piece);
+    let (mut stopped, seed) = (Ok(()), seed_of(&tensor.name));
+    this.tensors.read_run(tensor.id, bytes, &mut |at, piece| {
+        sum.add(seed, at, piece);
         stopped = (this.step)();
         if stopped.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;

@@ -19,7 +19,8 @@ use crate::{
     device::{DeviceError, DeviceMemory},
     fingerprint::Fingerprint,
     schedule::{PlacedTensor, Schedule},
-    source::{Source, SourceError},
+    source::SourceError,
+    tensors::Tensors,
 };
 use own::OwnSums;
 use replicas::Replicated;
@@ -103,8 +104,8 @@ pub struct Verification<'a> {
     pub schedule: &'a Schedule,
     /// The rank's memory.
     pub memory: &'a dyn DeviceMemory,
-    /// The checkpoint's bytes, for finding out who is wrong.
-    pub source: &'a dyn Source,
+    /// The checkpoint's tensors, for finding out who is wrong.
+    pub tensors: &'a Tensors<'a>,
     /// Which tensors: see [`chosen`].
     pub chosen: &'a [bool],
     /// Called again and again between pieces of work of some MiB; an error ends verification with it.

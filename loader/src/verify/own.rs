@@ -49,7 +49,7 @@ pub(super) fn sum_up(
     let (mut found, mut call, mut bytes) = (Vec::new(), Vec::new(), 0);
     for tensor in batch.tensors.iter().filter_map(|tensor| tensor.held) {
         let seed = seed_of(&tensor.name);
-        let pieces = tensor.pieces.iter().map(|piece| Sum { seed, strips: strips(tensor, piece) });
+        let pieces = tensor.pieces.iter().map(|piece| Sum { seed, strips: strips(piece) });
         let pieces = pieces.filter(|_| matches!(arrived, Arrived::OnDevice));
         // Padding is on no way: nobody summed it up.
         let padding = padding_strip(tensor).map(|strip| Sum { seed, strips: vec![strip] });
@@ -82,11 +82,11 @@ pub(super) fn sum_up(
 }
 
 /// Where the bytes of a piece lie in the rank's memory and in the whole tensor.
-pub(super) fn strips(tensor: &PlacedTensor, piece: &ScheduledPiece) -> Vec<Strip> {
+pub(super) fn strips(piece: &ScheduledPiece) -> Vec<Strip> {
     let strip = |rows: &Rows| Strip {
         at: rows.to,
         at_stride: rows.to_stride,
-        in_tensor: rows.from - tensor.file_start,
+        in_tensor: rows.from,
         in_tensor_stride: rows.from_stride,
         run_bytes: rows.run_bytes,
         runs: rows.runs,

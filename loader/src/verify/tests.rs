@@ -2,16 +2,20 @@
 
 use super::*;
 use crate::{
+    cast::{Cast, Casts},
     collective::local_group,
     device::{Device, HostDevice},
     fingerprint::seed_of,
-    fixture::planned,
+    fixture::{planned, planned_as},
     load::{LoadError, LoadOptions, LoadedRank, Progress, Seat, load},
     schedule::{Batches, Rows},
     source::MappedFiles,
 };
-use shardwright_planner::checkpoint::ByteRange;
-use std::time::Duration;
+use shardwright_planner::plan::CastDtype;
+use std::{
+    ops::{ControlFlow, Range},
+    time::Duration,
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -26,7 +30,9 @@ fn verified(
     let batches = Batches::new(plan, catalog).unwrap();
     let chosen = chosen(plan, catalog, extent).unwrap();
     let world = plan.mesh.world_size();
-    let (files, breaks, batches, chosen) = (&files, &breaks, &batches, &chosen);
+    let casts = Casts::new(plan, catalog).unwrap();
+    let tensors = Tensors::new(catalog, &casts, &files);
+    let (tensors, breaks, batches, chosen) = (&tensors, &breaks, &batches, &chosen);
     std::thread::scope(|scope| {
         let ranks: Vec<_> = (0u32..)
             .zip(local_group(world, PATIENCE))
@@ -36,7 +42,7 @@ fn verified(
                     let memory = HostDevice.allocate(schedule.memory_bytes).unwrap();
                     for tensor in &schedule.tensors {
                         for rows in tensor.pieces.iter().flat_map(|piece| &piece.rows) {
-                            copy(*rows, tensor.file, files, memory.as_ref());
+                            copy(*rows, tensor.id, tensors, memory.as_ref());
                         }
                     }
                     breaks(&mut schedule, memory.as_ref());
@@ -45,7 +51,7 @@ fn verified(
                         catalog,
                         schedule: &schedule,
                         memory: memory.as_ref(),
-                        source: files,
+                        tensors,
                         chosen,
                         step: &|| Ok(()),
                     };
@@ -53,14 +59,11 @@ fn verified(
                     let expected: Vec<Fingerprint> = catalog
                         .tensors()
                         .iter()
-                        .map(|tensor| {
+                        .enumerate()
+                        .map(|(id, tensor)| {
                             let mut sum = Fingerprint::default();
                             if rank == 0 {
-                                sum.add(
-                                    seed_of(&tensor.name),
-                                    0,
-                                    files.mapped(tensor.file, tensor.bytes).unwrap().unwrap(),
-                                );
+                                sum.add(seed_of(&tensor.name), 0, &bytes(tensors, id, 0..tensors.len_of(id)));
                             }
                             sum
                         })
@@ -79,12 +82,23 @@ fn verified(
 }
 
 /// Copies row by row, as plainly as it goes.
-fn copy(rows: Rows, file: usize, source: &dyn Source, memory: &dyn DeviceMemory) {
+fn copy(rows: Rows, tensor: usize, tensors: &Tensors<'_>, memory: &dyn DeviceMemory) {
     for run in 0..rows.runs {
         let from = rows.from + run * rows.from_stride;
-        let range = ByteRange::new(from, from + rows.run_bytes, u64::MAX).unwrap();
-        put(memory, rows.to + run * rows.to_stride, source.mapped(file, range).unwrap().unwrap());
+        let run_of_file = bytes(tensors, tensor, from..from + rows.run_bytes);
+        put(memory, rows.to + run * rows.to_stride, &run_of_file);
     }
+}
+
+/// A run of a tensor.
+fn bytes(tensors: &Tensors<'_>, tensor: usize, run: Range<u64>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let take = &mut |_: u64, piece: &[u8]| {
+        bytes.extend_from_slice(piece);
+        ControlFlow::Continue(())
+    };
+    tensors.read_run(tensor, run, take).unwrap();
+    bytes
 }
 
 fn put(memory: &dyn DeviceMemory, at: u64, bytes: &[u8]) {
@@ -127,6 +141,25 @@ fn what_was_loaded_right_is_verified_whatever_the_mesh() {
 }
 
 #[test]
+fn what_is_cast_is_verified_as_it_is_loaded() {
+    for (name, to) in [("llama-odd-vocab-bf16", CastDtype::F32), ("mistral-f32", CastDtype::F16)] {
+        let (plan, catalog) = planned_as(name, 1, 1, 4, Some(to));
+        for rank in verified(&plan, &catalog, Extent::Full, |_, _| ()) {
+            assert_eq!(rank.mismatches, [], "{name}");
+            assert_eq!(rank.tensors, catalog.tensors().len() as u64);
+        }
+        let wrong = "model.norm.weight";
+        let found = verified(&plan, &catalog, Extent::Full, |schedule, memory| {
+            let tensor = schedule.tensors.iter().find(|tensor| tensor.name == wrong).unwrap();
+            if schedule.rank == 1 {
+                flip(memory, tensor.offset + tensor.bytes - 1);
+            }
+        });
+        assert!(found.iter().all(|rank| rank.mismatches.len() == 1 && rank.mismatches[0].ranks == [1]));
+    }
+}
+
+#[test]
 fn one_flipped_byte_anywhere_is_caught_and_named() {
     // Copies, shared heads, biases held once, padding: every byte of every rank counts.
     for (name, dp, pp, tp) in
@@ -160,6 +193,8 @@ fn one_flipped_byte_anywhere_is_caught_and_named() {
 fn a_wrong_box_is_caught_though_its_bytes_are_the_files() {
     let (plan, catalog) = planned("llama-bf16", 1, 1, 4);
     let files = MappedFiles::open(&catalog).unwrap();
+    let casts = Casts::none(&catalog);
+    let tensors = Tensors::new(&catalog, &casts, &files);
     let wrong = "model.layers.1.mlp.up_proj.weight";
     let found = verified(&plan, &catalog, Extent::Full, |schedule, memory| {
         if schedule.rank != 2 {
@@ -169,7 +204,7 @@ fn a_wrong_box_is_caught_though_its_bytes_are_the_files() {
         let tensor = schedule.tensors.iter_mut().find(|tensor| tensor.name == wrong).unwrap();
         let rows = &mut tensor.pieces[0].rows[0];
         rows.from -= rows.run_bytes;
-        copy(*rows, tensor.file, &files, memory);
+        copy(*rows, tensor.id, &tensors, memory);
     });
     for rank in found {
         assert_eq!(rank.mismatches.len(), 1);
@@ -219,6 +254,43 @@ fn a_rank_that_fails_ends_all_and_is_the_one_reported() {
     let device = OneFails(std::sync::atomic::AtomicU32::new(0));
     let Err(error) = load_all(&plan, &catalog, &device) else { panic!("a rank had no memory") };
     assert!(error.to_string().contains("one-fails cannot give"), "{error}");
+}
+
+#[test]
+fn what_is_loaded_in_another_dtype_is_the_cast_of_what_is_loaded_as_it_is() {
+    let read = |rank: &LoadedRank, name: &str| {
+        let tensor = rank.tensor(name).unwrap();
+        let mut bytes = vec![0; usize::try_from(tensor.bytes).unwrap()];
+        rank.memory().read(tensor.offset, &mut bytes).unwrap();
+        (tensor.dtype, tensor.shape.to_vec(), bytes)
+    };
+    for (name, to) in [
+        ("llama-odd-vocab-bf16", CastDtype::F32),
+        ("qwen2-bf16", CastDtype::F16),
+        ("mistral-f32", CastDtype::BF16),
+        ("qwen3-f32", CastDtype::F16),
+    ] {
+        for (dp, pp, tp) in [(1, 1, 1), (1, 1, 4), (1, 2, 2), (2, 1, 2)] {
+            let (plain, catalog) = planned(name, dp, pp, tp);
+            let (cast, _) = planned_as(name, dp, pp, tp, Some(to));
+            let stored = load_all(&plain, &catalog, &HostDevice).unwrap();
+            let loaded = load_all(&cast, &catalog, &HostDevice).unwrap();
+            for (stored, loaded) in stored.iter().zip(&loaded) {
+                assert_eq!(loaded.verified.as_ref().map(|verified| verified.mismatches.len()), Some(0));
+                assert_eq!(loaded.too_large, [""; 0]);
+                for tensor in stored.tensors() {
+                    let (dtype, shape, bytes) = read(stored, tensor.name);
+                    let mut expected = Vec::new();
+                    Cast::new(dtype, to).unwrap().apply(&bytes, &mut expected);
+                    assert!(
+                        read(loaded, tensor.name) == (to.into(), shape, expected),
+                        "{name}: {}",
+                        tensor.name
+                    );
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::{
     cost::{check_fit, memory_per_rank},
     graph::{Module, NamePattern, Parameter, modules},
     partition::{Axis, Partition, Segment, Split, gcd},
-    plan::{CheckpointIdentity, Plan, RankPlace, TensorGroup},
+    plan::{CastDtype, CheckpointIdentity, Plan, RankPlace, TensorGroup},
     rules::Role,
 };
 use serde_json::Value;
@@ -59,11 +59,17 @@ const ENDINGS: [(&str, Part); 9] = [
     (".bias", Part::Replacement),
 ];
 
-/// Plans the adapter whose tensors are `catalog`, which lies at `path`, for the model that `base` plans.
+/// Plans the adapter whose tensors are `catalog`, which lies at `path`, for the model that `base` plans, to be loaded as `cast`
+/// where that is given.
 ///
 /// # Errors
 /// [`AdapterError`] when it is no LoRA adapter, or not one for that model, or does not fit beside it.
-pub fn plan_adapter(catalog: &Catalog, path: &Path, base: &Plan) -> Result<Plan, AdapterError> {
+pub fn plan_adapter(
+    catalog: &Catalog,
+    path: &Path,
+    base: &Plan,
+    cast: Option<CastDtype>,
+) -> Result<Plan, AdapterError> {
     let config = read_config(&catalog.folder().join(ADAPTER_CONFIG_NAME))?;
     match config.get("peft_type").and_then(Value::as_str) {
         Some("LORA") => {}
@@ -83,6 +89,7 @@ pub fn plan_adapter(catalog: &Catalog, path: &Path, base: &Plan) -> Result<Plan,
                 tensors.push(TensorGroup {
                     names: alike.names(parameter),
                     dtype: parameter.dtype,
+                    cast: cast.filter(|cast| cast.is_cast_of(parameter.dtype)),
                     shape: parameter.shape.clone(),
                     role: of_base[0].role,
                     stage: of_base[0].stage,

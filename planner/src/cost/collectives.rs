@@ -101,7 +101,7 @@ fn shares_groups(group: &TensorGroup, ranks: u64) -> bool {
 fn activation_bytes(plan: &Plan) -> u64 {
     let matrices =
         plan.tensors.iter().filter(|group| group.role == Role::RowParallel && group.outputs.is_some());
-    let floats = matrices.map(|group| match group.dtype {
+    let floats = matrices.map(|group| match group.loaded_dtype() {
         Dtype::F32 => 4,
         _ => 2,
     });

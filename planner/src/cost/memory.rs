@@ -32,7 +32,7 @@ pub fn memory_per_rank(plan: &Plan) -> Result<Vec<MemoryUse>, PlanError> {
     let mut uses = vec![MemoryUse::default(); mesh.world_size() as usize];
     for group in &plan.tensors {
         let slices = plan.slices_of(group)?;
-        let bits = group.dtype.bitsize() as u64;
+        let bits = group.loaded_dtype().bitsize() as u64;
         for (rank, used) in (0u32..).zip(&mut uses) {
             let place = mesh.coordinates(rank);
             let Some(slice) = &slices.by_rank()[plan.place_on(slices.axis(), place)] else { continue };

@@ -122,7 +122,11 @@ impl Plan {
 
     fn check_group(&self, group: &TensorGroup) -> Result<(), PlanError> {
         let name = group.collapsed();
-        let bits = group.dtype.bitsize() as u64;
+        if let Some(cast) = group.cast.filter(|cast| !cast.is_cast_of(group.dtype)) {
+            return Err(PlanError::Cast { name, from: group.dtype, to: cast.into() });
+        }
+        // What is cast is never less than a byte on either side.
+        let bits = group.loaded_dtype().bitsize().max(group.dtype.bitsize()) as u64;
         let total = group.shape.iter().try_fold(bits, |total, &size| total.checked_mul(size));
         let sound = total.is_some_and(|total| total % 8 == 0 && total / 8 <= MAX_TENSOR_BYTES);
         if !sound || group.shape.len() > MAX_DIMENSIONS {
@@ -143,7 +147,7 @@ impl Plan {
         if let Partition::Split(split) = &group.partition {
             let wrong = |source: PartitionError| PlanError::Partition { name: name.clone(), source };
             split.check(&group.shape).map_err(wrong)?;
-            split.check_bytes(&group.shape, bits).map_err(wrong)?;
+            split.check_bytes(&group.shape, group.dtype.bitsize() as u64).map_err(wrong)?;
         }
         if let Partition::Assigned(assigned) = &group.partition {
             let numbered = group.names.iter().all(|pattern| {
@@ -291,6 +295,16 @@ tensors:
             assert!(matches!(assigned(name, of), Err(PlanError::NoNumber { number: 1, .. })), "{name}");
         }
         assert!(matches!(assigned("l.{0-3}.experts.{0-7}.w", 0), Err(PlanError::NoNumber { .. })));
+    }
+
+    #[test]
+    fn only_floats_are_cast_and_only_to_what_they_are_not() {
+        let cast = |dtype: &str, to: &str| edited("dtype: F4,", &format!("dtype: {dtype}, cast: {to},"));
+        assert!(cast("F64", "F16").is_ok() && cast("BF16", "F32").is_ok());
+        for (dtype, to) in [("F4", "BF16"), ("I32", "F32"), ("F8_E4M3", "BF16"), ("BF16", "BF16")] {
+            assert!(matches!(cast(dtype, to), Err(PlanError::Cast { .. })), "{dtype} to {to}");
+        }
+        assert!(matches!(cast("F32", "F64"), Err(PlanError::NotAPlan { .. })));
     }
 
     #[test]

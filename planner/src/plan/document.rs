@@ -1,6 +1,6 @@
 //! The plan as it is written.
 
-use super::error::PlanError;
+use super::{cast::CastDtype, error::PlanError};
 use crate::{
     checkpoint::{Catalog, CatalogFile, Dtype},
     graph::NamePattern,
@@ -156,8 +156,11 @@ pub struct RankPlace {
 pub struct TensorGroup {
     /// Their names.
     pub names: Vec<NamePattern>,
-    /// dtype of each.
+    /// dtype of each, as it is stored.
     pub dtype: Dtype,
+    /// The dtype that each is cast to as it is loaded, where that is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cast: Option<CastDtype>,
     /// Shape of each, whole.
     pub shape: Vec<u64>,
     /// What their module is for.
@@ -174,6 +177,17 @@ pub struct TensorGroup {
 }
 
 impl TensorGroup {
+    /// The dtype that ranks hold them in.
+    pub fn loaded_dtype(&self) -> Dtype {
+        self.cast.map_or(self.dtype, Dtype::from)
+    }
+
+    /// Bytes of each, whole, in that dtype.
+    pub fn loaded_bytes(&self) -> u64 {
+        let bits = self.loaded_dtype().bitsize() as u64;
+        self.shape.iter().fold(bits, |bits, &size| bits.saturating_mul(size)) / 8
+    }
+
     /// How many tensors it stands for.
     pub fn count(&self) -> u64 {
         self.names.iter().map(NamePattern::count).fold(0, u64::saturating_add)

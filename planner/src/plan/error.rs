@@ -1,6 +1,6 @@
 //! What can be wrong with a plan.
 
-use crate::{mesh::Mesh, partition::PartitionError, quote::quote};
+use crate::{checkpoint::Dtype, mesh::Mesh, partition::PartitionError, quote::quote};
 use std::{io, path::PathBuf};
 
 /// Why a plan cannot be used, whatever the checkpoint.
@@ -53,6 +53,16 @@ pub enum PlanError {
         found: usize,
         /// The mesh.
         mesh: Mesh,
+    },
+    /// A cast of something that is no float, or to what it is already.
+    #[error("{} cannot be cast from {from} to {to}", quote(name))]
+    Cast {
+        /// The tensors.
+        name: String,
+        /// What they are stored as.
+        from: Dtype,
+        /// What they were to be loaded as.
+        to: Dtype,
     },
     /// Two ranks on one GPU.
     #[error("ranks {first} and {second} are both on {}", quote(gpu))]

@@ -5,11 +5,13 @@
 //! that was read is checked before anything is derived from it; whether it still fits its checkpoint is checked on demand.
 //! It does not know how decisions are made.
 
+mod cast;
 mod check;
 mod document;
 mod error;
 mod slices;
 
+pub use cast::CastDtype;
 pub use check::MAX_TENSORS;
 pub use document::{
     CheckpointIdentity, FileIdentity, GroupPlace, Groups, LayerRange, PLAN_VERSION, Plan, RankPlace,

@@ -1,6 +1,7 @@
 //! What each rank holds, derived from the plan.
 
 use super::{
+    cast::CastDtype,
     document::{Plan, TensorGroup},
     error::PlanError,
 };
@@ -50,8 +51,10 @@ pub struct Holding {
 pub struct RankTensor {
     /// Its name.
     pub name: String,
-    /// Its dtype.
+    /// Its dtype, as it is stored.
     pub dtype: Dtype,
+    /// The dtype that it is cast to as it is loaded, where that is another.
+    pub cast: Option<CastDtype>,
     /// Its whole shape.
     pub shape: Vec<u64>,
     /// When its turn is.
@@ -211,6 +214,7 @@ impl Plan {
                 tensors.push(RankTensor {
                     name,
                     dtype: group.dtype,
+                    cast: group.cast,
                     shape: group.shape.clone(),
                     turn: Turn::of(group.stage, &blocks),
                     slice: slice.clone(),

@@ -16,8 +16,8 @@ use crate::{
     partition::{Partition, Shares},
     placement::{Placement, PlacementError, place},
     plan::{
-        CheckpointIdentity, GroupPlace, Groups, LayerRange, PLAN_VERSION, Plan, PlanError, RankPlace,
-        RunnerUpGroups, TensorGroup,
+        CastDtype, CheckpointIdentity, GroupPlace, Groups, LayerRange, PLAN_VERSION, Plan, PlanError,
+        RankPlace, RunnerUpGroups, TensorGroup,
     },
     quantisation::Quantisation,
     rules::{Decision, DecisionRequest, Families, Family, Role, RuleError, StageRule, UserRules, decide},
@@ -45,6 +45,8 @@ pub struct PlanRequest<'a> {
     pub mesh: Mesh,
     /// How ranks are to share.
     pub sharing: &'a Sharing,
+    /// The dtype that floats are to be loaded in; `None` for that which each is stored in.
+    pub cast: Option<CastDtype>,
 }
 
 /// How ranks are to share what they cannot share alike.
@@ -124,13 +126,14 @@ impl BuildError {
 /// [`BuildError`] names the modules, ranks or GPUs and the numbers, and what would work.
 pub fn build(request: &PlanRequest<'_>) -> Result<Plan, BuildError> {
     let plan = decided(request)?;
-    check_fit(&plan).map_err(|error| BuildError::DoesNotFit { help: what_would_fit(request), error })?;
+    check_fit(&plan)
+        .map_err(|error| BuildError::DoesNotFit { help: what_would_fit(request, &plan), error })?;
     Ok(plan)
 }
 
 /// The plan, whether it fits or not.
 fn decided(request: &PlanRequest<'_>) -> Result<Plan, BuildError> {
-    let PlanRequest { catalog, path, config, families, user, topology, mesh, sharing } = *request;
+    let PlanRequest { catalog, path, config, families, user, topology, mesh, sharing, cast } = *request;
     let weights = &sharing.weights;
     if !weights.is_empty() && (weights.len() != mesh.tp() as usize || weights.contains(&0)) {
         return Err(BuildError::Weights { found: weights.len(), tp: mesh.tp() });
@@ -169,7 +172,7 @@ fn decided(request: &PlanRequest<'_>) -> Result<Plan, BuildError> {
         tensors: modules
             .iter()
             .zip(&decisions.of_modules)
-            .flat_map(|(module, decision)| as_written(module, decision))
+            .flat_map(|(module, decision)| as_written(module, decision, cast, quantisation.is_some()))
             .collect(),
         warnings: Vec::new(),
     };
@@ -212,8 +215,8 @@ fn in_order_of_rules(modules: &mut [Module], family: &Family) {
 const MOST_TRIED: usize = 16;
 
 /// The smallest larger tensor-parallel group that fits, or how many GPUs the weights need at least.
-fn what_would_fit(request: &PlanRequest<'_>) -> String {
-    let PlanRequest { catalog, topology, mesh, .. } = *request;
+fn what_would_fit(request: &PlanRequest<'_>, too_large: &Plan) -> String {
+    let PlanRequest { topology, mesh, .. } = *request;
     let shared = topology.gpus().first().is_some_and(|gpu| topology.shared_pool(gpu).is_some());
     let gpus = u32::try_from(topology.gpus().len()).unwrap_or(u32::MAX);
     let most = gpus / (mesh.pp() * mesh.dp());
@@ -227,7 +230,8 @@ fn what_would_fit(request: &PlanRequest<'_>) -> String {
             return format!("--tp {tp} fits on {}", topology.name());
         }
     }
-    let total = catalog.tensor_bytes().saturating_mul(u64::from(mesh.dp()));
+    let weights = too_large.tensors.iter().map(|group| group.loaded_bytes().saturating_mul(group.count()));
+    let total = weights.fold(0, u64::saturating_add).saturating_mul(u64::from(mesh.dp()));
     let memory = topology.least_memory_bytes();
     if shared {
         return format!(
@@ -288,7 +292,12 @@ fn groups(topology: &Topology, mesh: Mesh, placement: &Placement) -> Option<Grou
 }
 
 /// The tensors of a module as a plan writes them, the weight before the others.
-fn as_written(module: &Module, decision: &Decision) -> Vec<TensorGroup> {
+fn as_written(
+    module: &Module,
+    decision: &Decision,
+    cast: Option<CastDtype>,
+    quantised: bool,
+) -> Vec<TensorGroup> {
     let mut groups: Vec<TensorGroup> = module
         .parameters
         .iter()
@@ -297,6 +306,7 @@ fn as_written(module: &Module, decision: &Decision) -> Vec<TensorGroup> {
         .map(|(number, (parameter, partition))| TensorGroup {
             names: module.names(parameter),
             dtype: parameter.dtype,
+            cast: cast.filter(|cast| cast.is_meant_for(module, number, quantised)),
             shape: parameter.shape.clone(),
             role: decision.role,
             stage: decision.stage,

@@ -9,6 +9,7 @@ use crate::{
     output::escaped_line,
 };
 use shardwright_loader::{
+    cast::Casts,
     collective::{Communicator, Lifeline, TcpCommunicator, local_group},
     device::{Device, HostDevice},
     launch::{Address, Details, Launched, Rendezvous, launched},
@@ -104,7 +105,8 @@ impl Crew {
             let devices = devices(args, plan, options, &here, (gpus, nccl), &mut notes)?;
             let shared = company == Company::Processes;
             if let Some(path) = &args.manifest {
-                options.manifest = Some(Arc::new(Manifest::read(path, &catalog)?));
+                let casts = Casts::new(plan, &catalog)?;
+                options.manifest = Some(Arc::new(Manifest::read(path, &catalog, &casts)?));
             }
             let files = open(&catalog, io, shared, options.threads).map_err(LoadError::from)?;
             Ok((catalog, files, devices))

@@ -35,6 +35,19 @@ pub(super) struct Loaded {
     pub(super) by_manifest: bool,
 }
 
+/// What was lost in casting.
+fn too_large(tensors: &[String]) -> Option<String> {
+    let first = tensors.first()?;
+    let more = match tensors.len() - 1 {
+        0 => String::new(),
+        more => format!(" and {}", count(more as u64, "more tensor")),
+    };
+    Some(format!(
+        "values of {}{more} are too large for the dtype that the plan casts them to, and became infinite",
+        quote(first)
+    ))
+}
+
 impl Loaded {
     pub(super) fn print(&self, json: bool, out: &mut dyn Write) -> Result<(), Failure> {
         if json { print_json(out, &self.as_json()) } else { self.print_ranks(out) }
@@ -42,7 +55,8 @@ impl Loaded {
 
     /// Says what was asked for and did not go.
     pub(super) fn print_notes(&self) {
-        let notes: Vec<String> = self.ranks.iter().flat_map(|rank| rank.memory().notes()).collect();
+        let mut notes: Vec<String> = self.ranks.iter().flat_map(|rank| rank.memory().notes()).collect();
+        notes.extend(self.ranks.first().and_then(|rank| too_large(&rank.too_large)));
         print_notes(&notes);
     }
 

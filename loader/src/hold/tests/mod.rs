@@ -89,7 +89,7 @@ fn place(name: &str, dtype: Dtype, shape: &[u64], offset: u64) -> TensorPlace {
 fn loaded(rank: u32, memory: Box<dyn DeviceMemory>) -> LoadedRank {
     let tensors = vec![place("embed", Dtype::BF16, &[4, 8], 0), place("a norm", Dtype::F32, &[8], 256)];
     let weights = RankWeights::new(rank, Arc::new(PlacedTensors::new(tensors)), memory);
-    LoadedRank::new(weights, vec![(0, LoadFigures::default())], None)
+    LoadedRank::new(weights, vec![(0, LoadFigures::default())], None, Vec::new())
 }
 
 fn facts() -> Facts {

@@ -1,12 +1,13 @@
 //! Passes of real plans, carried out byte by byte.
 
 use super::*;
-use crate::fixture::planned;
+use crate::fixture::{planned, planned_as};
+use shardwright_planner::plan::CastDtype;
 use std::collections::BTreeMap;
 
 const CHECKPOINTS: [&str; 3] = ["llama-odd-vocab-bf16", "qwen2-bf16", "mistral-f32"];
 
-/// How often each byte of a rank's memory is filled, and of each file read and summed up, by the ranks of one process.
+/// How often each byte of a rank's memory is filled, and of each tensor read and summed up, by the ranks of one process.
 #[derive(Default)]
 struct Touched {
     memory: BTreeMap<(u32, u64), u32>,
@@ -24,17 +25,16 @@ fn touch(pass: &Pass<'_>, schedules: &[Schedule], windows: &[u64], touched: &mut
             let tensor = &pass.tensors[span.tensor];
             assert_eq!(tensor.batch, unit.batch);
             let wanted = pass.wanted(span);
-            assert!(wanted.windows(2).all(|pair| pair[0].stop() < pair[1].start()));
-            let is_wanted = |at: u64| wanted.iter().any(|range| (range.start()..range.stop()).contains(&at));
+            assert!(wanted.windows(2).all(|pair| pair[0].end < pair[1].start));
+            let is_wanted = |at: u64| wanted.iter().any(|range| range.contains(&at));
             for range in &wanted {
-                assert!(range.start() >= span.bytes.start && range.stop() <= span.bytes.end);
-                (range.start()..range.stop())
-                    .for_each(|at| *touched.read.entry((tensor.file, at)).or_default() += 1);
+                assert!(range.start >= span.bytes.start && range.end <= span.bytes.end);
+                range.clone().for_each(|at| *touched.read.entry((tensor.id, at)).or_default() += 1);
             }
             for run in &tensor.answered {
                 for at in run.start.max(span.bytes.start)..run.end.min(span.bytes.end) {
                     assert!(is_wanted(at));
-                    *touched.summed.entry((tensor.file, at)).or_default() += 1;
+                    *touched.summed.entry((tensor.id, at)).or_default() += 1;
                 }
             }
             for &place in &tensor.places {
@@ -59,8 +59,15 @@ fn touch(pass: &Pass<'_>, schedules: &[Schedule], windows: &[u64], touched: &mut
 #[test]
 fn every_byte_is_read_once_and_handed_to_all_who_hold_it() {
     for name in CHECKPOINTS {
-        for (dp, pp, tp) in [(1, 1, 1), (1, 1, 4), (2, 2, 2)] {
-            let (plan, catalog) = planned(name, dp, pp, tp);
+        for (dp, pp, tp, cast) in [
+            (1, 1, 1, None),
+            (1, 1, 4, None),
+            (2, 2, 2, None),
+            (1, 1, 4, Some(CastDtype::F16)),
+            (2, 1, 2, Some(CastDtype::F32)),
+        ] {
+            let (plan, catalog) = planned_as(name, dp, pp, tp, cast);
+            let casts = Casts::new(&plan, &catalog).unwrap();
             let batches = Batches::new(&plan, &catalog).unwrap();
             let world = plan.mesh.world_size();
             // All ranks in one process, or two in each, with windows of one size or another.
@@ -72,7 +79,7 @@ fn every_byte_is_read_once_and_handed_to_all_who_hold_it() {
                         ranks.map(|rank| Schedule::new(&plan, &catalog, rank).unwrap()).collect();
                     let windows = vec![most; schedules.len()];
                     let answers = Answers::WithOthers { world };
-                    let pass = Pass::new(&schedules, &windows, &batches, &catalog, answers);
+                    let pass = Pass::new(&schedules, &windows, &batches, (&catalog, &casts), answers);
                     let mut touched = Touched::default();
                     touch(&pass, &schedules, &windows, &mut touched);
                     assert!(touched.read.values().all(|&times| times == 1), "{name}: a byte is read twice");
@@ -93,7 +100,7 @@ fn every_byte_is_read_once_and_handed_to_all_who_hold_it() {
                     );
                 }
                 // All answer for all, each for its own.
-                let bytes: u64 = catalog.tensors().iter().map(|tensor| tensor.bytes.len()).sum();
+                let bytes: u64 = (0..catalog.tensors().len()).map(|id| casts.len_of(id)).sum();
                 assert_eq!(all.summed.len() as u64, bytes, "{name}");
                 assert!(all.summed.values().all(|&times| times == 1));
             }
@@ -106,13 +113,14 @@ fn little_is_read_in_vain_however_thin_the_slices_are() {
     let (plan, catalog) = planned("llama-bf16", 1, 1, 8);
     let batches = Batches::new(&plan, &catalog).unwrap();
     let schedules = [Schedule::new(&plan, &catalog, 3).unwrap()];
-    let pass = Pass::new(&schedules, &[1 << 20], &batches, &catalog, Answers::ForItself);
+    let pass =
+        Pass::new(&schedules, &[1 << 20], &batches, (&catalog, &Casts::none(&catalog)), Answers::ForItself);
     let read: u64 = pass
         .units
         .iter()
         .flat_map(|unit| &unit.spans)
         .flat_map(|span| pass.wanted(span))
-        .map(ByteRange::len)
+        .map(|run| run.end - run.start)
         .sum();
     let whole: u64 = catalog.tensors().iter().map(|tensor| tensor.bytes.len()).sum();
     // Rows of this small model lie within a page of each other.
