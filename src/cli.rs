@@ -24,6 +24,11 @@ pub(crate) enum Command {
     /// Lists and shows machines
     #[command(subcommand, after_help = "Example: shardwright topology list")]
     Topology(Topology),
+    /// Lists every way to put a model on a machine, best first: what fits, how many tokens are left, how fast it is
+    #[command(
+        after_help = "Example: shardwright layouts ./Llama-3.1-70B --topology dgx-h100 --context-len 32k --concurrency 64"
+    )]
+    Layouts(Layouts),
     /// Plans who holds what
     #[command(
         after_help = "Example: shardwright plan ./Llama-3.1-70B --topology dgx-h100 --tp 8 -o plan.yaml"
@@ -150,6 +155,85 @@ pub(crate) struct Import {
     /// Write the topology to this file
     #[arg(short, long, help_heading = "Output")]
     pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Layouts {
+    /// A checkpoint: a folder, one .safetensors file, or an index
+    pub(crate) checkpoint: PathBuf,
+    /// The machine: a built-in name (`shardwright topology list`), or a file
+    #[arg(long, default_value = "host", help_heading = "Machine")]
+    pub(crate) topology: String,
+    /// That many nodes of the same kind
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Machine")]
+    pub(crate) nodes: Option<u32>,
+    /// Tokens of each sequence, prompt and answer together: 8192, 32k (k is 1024)
+    #[arg(long, value_name = "TOKENS", default_value = "8k", value_parser = tokens, help_heading = "Workload")]
+    pub(crate) context_len: u64,
+    /// Of these, tokens of the prompt [default: 1024, or half of them where that is less]
+    #[arg(long, value_name = "TOKENS", value_parser = tokens, help_heading = "Workload")]
+    pub(crate) prompt_len: Option<u64>,
+    /// Sequences at a time
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=1_000_000), help_heading = "Workload")]
+    pub(crate) concurrency: u64,
+    /// What keys and values are kept in: auto is what the weights are computed in
+    #[arg(long, value_enum, default_value_t = CacheDtype::Auto, help_heading = "Workload")]
+    pub(crate) kv_cache_dtype: CacheDtype,
+    /// What share of each GPU's memory may be used
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9, value_parser = share, help_heading = "Workload")]
+    pub(crate) gpu_memory_utilization: f64,
+    /// Cast floats to this dtype as they are loaded; what belongs to packed weights keeps its own
+    #[arg(long, value_enum, value_name = "DTYPE", help_heading = "Workload")]
+    pub(crate) dtype: Option<DtypeChoice>,
+    /// What is wanted most: tokens of each sequence soon, many tokens in all, or few GPUs
+    #[arg(long, value_enum, default_value_t = GoalChoice::Throughput, help_heading = "Choice")]
+    pub(crate) goal: GoalChoice,
+    /// Rules of your own, which win: a YAML file of module globs to partitions
+    #[arg(long, value_name = "FILE", help_heading = "Choice")]
+    pub(crate) rules: Option<PathBuf>,
+    /// Hold the modules that this glob matches whole on every rank, a vision tower for example
+    #[arg(long, value_name = "GLOB", help_heading = "Choice")]
+    pub(crate) replicate: Vec<String>,
+    /// Show all layouts, not just the first ones
+    #[arg(long, help_heading = "Output")]
+    pub(crate) all: bool,
+    /// Print JSON
+    #[arg(long, help_heading = "Output")]
+    pub(crate) json: bool,
+}
+
+/// A number of tokens: `8192`, `32k`, `1M`; k is 1024.
+fn tokens(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.trim().to_ascii_lowercase() {
+        text if text.ends_with('k') => (text[..text.len() - 1].to_owned(), 1024),
+        text if text.ends_with('m') => (text[..text.len() - 1].to_owned(), 1024 * 1024),
+        text => (text, 1),
+    };
+    let number: Option<u64> = number.parse().ok();
+    let tokens =
+        number.and_then(|number| number.checked_mul(unit)).filter(|tokens| (1..=1 << 32).contains(tokens));
+    tokens.ok_or_else(|| "not a number of tokens: write it like 8192 or 32k".to_owned())
+}
+
+/// A share of a whole.
+fn share(text: &str) -> Result<f64, String> {
+    let share: Option<f64> = text.parse().ok().filter(|share| (0.01..=1.0).contains(share));
+    share.ok_or_else(|| "not a share from 0.01 to 1".to_owned())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CacheDtype {
+    Auto,
+    Fp8,
+    Bf16,
+    F32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GoalChoice {
+    Latency,
+    Throughput,
+    FewestGpus,
 }
 
 #[derive(Debug, Args)]

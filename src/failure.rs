@@ -17,6 +17,7 @@ use shardwright_planner::{
     adapter::AdapterError,
     checkpoint::CatalogError,
     cost::FitError,
+    layouts::LayoutsError,
     mesh::MeshError,
     model::ConfigError,
     plan::{PlanError, StaleError},
@@ -159,6 +160,19 @@ impl From<FamilyError> for Failure {
 impl From<MeshError> for Failure {
     fn from(error: MeshError) -> Self {
         Self::new(Kind::Usage, error)
+    }
+}
+
+impl From<LayoutsError> for Failure {
+    fn from(error: LayoutsError) -> Self {
+        let kind = match &error {
+            LayoutsError::Rules(rules) if rules.is_bad_input() => Kind::BadInput,
+            LayoutsError::Build(build) if build.is_bad_input() => Kind::BadInput,
+            LayoutsError::Facts(_) => Kind::BadInput,
+            LayoutsError::TooLong { .. } => Kind::Usage,
+            _ => Kind::No,
+        };
+        Self::new(kind, &error).with_help(error.help())
     }
 }
 

@@ -5,6 +5,7 @@ mod check;
 mod demo;
 mod explain;
 mod inspect;
+mod layouts;
 mod load;
 mod placement;
 mod plan;
@@ -21,6 +22,7 @@ pub(crate) fn run(command: Command, out: &mut dyn Write) -> Result<(), Failure> 
     match command {
         Command::Inspect(args) => inspect::run(&args, out),
         Command::Topology(args) => topology::run(args, out),
+        Command::Layouts(args) => layouts::run(&args, out),
         Command::Plan(args) => plan::run(&args, out),
         Command::Check(args) => check::run(&args, out),
         Command::Explain(args) => explain::run(&args, out),

@@ -14,6 +14,8 @@ pub struct Collective {
     pub kind: &'static str,
     /// The collapsed name of the module after which it runs.
     pub after: String,
+    /// Which pipeline stages it runs in.
+    pub stage: StageRule,
     /// How many times a pass through the model.
     pub times: u64,
     /// Bytes that each rank contributes for one token.
@@ -56,6 +58,7 @@ pub fn collectives(plan: &Plan) -> Vec<Collective> {
         found.push(Collective {
             kind: "send/recv",
             after: "each stage but the last".to_owned(),
+            stage: StageRule::Every,
             times: stages - 1,
             bytes_per_token: hidden * activation_bytes(plan),
         });
@@ -89,7 +92,13 @@ fn after_module(plan: &Plan, group: &TensorGroup, role: Role) -> Option<Collecti
         StageRule::Layer => group.layers(),
         _ => group.count(),
     };
-    Some(Collective { kind, after: group.collapsed(), times, bytes_per_token })
+    let stage = match (role, group.stage) {
+        // Tied to the embedding it is the head of the last stage all the same.
+        (Role::VocabParallelHead, StageRule::FirstAndLast) => StageRule::Last,
+        (_, StageRule::FirstAndLast) => StageRule::First,
+        (_, stage) => stage,
+    };
+    Some(Collective { kind, after: group.collapsed(), stage, times, bytes_per_token })
 }
 
 /// Whether there are fewer groups than ranks.
@@ -98,7 +107,7 @@ fn shares_groups(group: &TensorGroup, ranks: u64) -> bool {
 }
 
 /// Bytes of one activation: those of the widest float that the layers' matrices are stored in, if any is wide enough.
-fn activation_bytes(plan: &Plan) -> u64 {
+pub(crate) fn activation_bytes(plan: &Plan) -> u64 {
     let matrices =
         plan.tensors.iter().filter(|group| group.role == Role::RowParallel && group.outputs.is_some());
     let floats = matrices.map(|group| match group.loaded_dtype() {

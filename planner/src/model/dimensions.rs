@@ -17,6 +17,9 @@ const MAX_DEPTH: u32 = 16;
 /// Most formulas that are worked out for one size: formulas that lead into each other twice have no end otherwise.
 const MAX_FORMULAS: u32 = 4096;
 
+/// Most elements that a piece keeps: beyond any model, and small enough that products with counts never overflow.
+const MAX_KEPT: u64 = 1 << 32;
+
 /// The words and their formulas.
 #[derive(Debug, Clone, Default)]
 pub struct Vocabulary {
@@ -31,6 +34,7 @@ struct Segmented {
     unit: Expression,
     of: Option<Expression>,
     groups: Option<Expression>,
+    keeps: [Option<Expression>; 3],
 }
 
 /// The words as a file writes them.
@@ -48,6 +52,12 @@ struct SegmentedDocument {
     unit: String,
     of: Option<String>,
     groups: Option<String>,
+    /// What each piece keeps of every token.
+    cache: Option<String>,
+    /// What all pieces together keep of every token, on each rank that has any of them.
+    latent: Option<String>,
+    /// What each piece keeps of a sequence, however long it is.
+    state: Option<String>,
 }
 
 /// A dimension of a model: `count` pieces of `unit` elements, dealt to ranks by `units` units in `groups` groups.
@@ -63,12 +73,25 @@ pub struct Dimension {
     pub units: u64,
     /// Groups of units that ranks share only when there are fewer of them than ranks.
     pub groups: u64,
+    /// What a layer keeps of the tokens it has seen because it has this dimension.
+    pub keeps: Keeps,
+}
+
+/// Elements that a layer keeps of the tokens it has seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Keeps {
+    /// For each piece, of every token: the key or the value of a head.
+    pub cache: u64,
+    /// For all pieces together, of every token: what the keys and values of all heads are made from again.
+    pub latent: u64,
+    /// For each piece, of a sequence however long: the state of a head.
+    pub state: u64,
 }
 
 impl Dimension {
     /// A dimension that no configuration names: `count` pieces of `unit` elements, dealt one by one.
     pub fn of_any_size(name: &str, count: u64, unit: u64) -> Self {
-        Self { name: name.to_owned(), count, unit, units: count, groups: count }
+        Self { name: name.to_owned(), count, unit, units: count, groups: count, keeps: Keeps::default() }
     }
 
     /// Elements in all.
@@ -108,6 +131,7 @@ impl Vocabulary {
                 unit: parse(name, &text.unit)?,
                 of: optional(&text.of)?,
                 groups: optional(&text.groups)?,
+                keeps: [optional(&text.cache)?, optional(&text.latent)?, optional(&text.state)?],
             };
             all.segmented.insert(name.clone(), segmented);
         }
@@ -167,6 +191,7 @@ impl<'a> Measures<'a> {
                 unit: 1,
                 units: size,
                 groups: size,
+                keeps: Keeps::default(),
             }));
         };
         let budget = Cell::new(MAX_FORMULAS);
@@ -184,7 +209,19 @@ impl<'a> Measures<'a> {
                 format!("{count} {name} of {unit} cannot be dealt by {units} units in {groups} groups");
             return Err(self.section.config().contradiction(reason));
         }
-        Ok(Some(Dimension { name: name.to_owned(), count, unit, units, groups }))
+        let mut kept = [0; 3];
+        for (kept, form) in kept.iter_mut().zip(&form.keeps) {
+            // What the configuration does not say is not known to be kept.
+            *kept = form.as_ref().map(value).transpose()?.flatten().unwrap_or(0);
+        }
+        let [cache, latent, state] = kept;
+        if kept.iter().any(|&kept| kept > MAX_KEPT) {
+            let reason =
+                format!("{count} {name} of {unit} would keep {} elements", kept.iter().max().unwrap_or(&0));
+            return Err(self.section.config().contradiction(reason));
+        }
+        let keeps = Keeps { cache, latent, state };
+        Ok(Some(Dimension { name: name.to_owned(), count, unit, units, groups, keeps }))
     }
 
     /// The error for a word that the configuration does not give a size.

@@ -12,7 +12,7 @@ mod spec;
 pub(crate) use config::read_object;
 pub use config::{CONFIG_NAME, Config, ConfigError, Section};
 pub(crate) use dimensions::VocabularyDocument;
-pub use dimensions::{Dimension, Measures, Vocabulary};
+pub use dimensions::{Dimension, Keeps, Measures, Vocabulary};
 pub use spec::ModelSpec;
 
 #[cfg(test)]

@@ -3,24 +3,24 @@
 //! In come the catalog, the model, the families, the topology and a mesh; out comes a [`Plan`] that fits, or why there is none
 //! and what would fit. It ties the rooms below together and decides nothing that they could.
 
+mod prepared;
 mod stages;
 mod warnings;
 
-use self::stages::balance;
+pub(crate) use prepared::Prepared;
+
 use crate::{
     checkpoint::Catalog,
     cost::{FitError, check_fit, memory_per_rank},
-    graph::{Module, modules},
     mesh::Mesh,
     model::{Config, ModelSpec},
-    partition::{Partition, Shares},
+    partition::Shares,
     placement::{Placement, PlacementError, place},
     plan::{
-        CastDtype, CheckpointIdentity, GroupPlace, Groups, LayerRange, PLAN_VERSION, Plan, PlanError,
-        RankPlace, RunnerUpGroups, TensorGroup,
+        CastDtype, CheckpointIdentity, GroupPlace, Groups, PLAN_VERSION, Plan, PlanError, RankPlace,
+        RunnerUpGroups,
     },
-    quantisation::Quantisation,
-    rules::{Decision, DecisionRequest, Families, Family, Role, RuleError, StageRule, UserRules, decide},
+    rules::{Families, RuleError, UserRules},
     size::Size,
     topology::{Ring, Topology},
 };
@@ -138,30 +138,16 @@ fn decided(request: &PlanRequest<'_>) -> Result<Plan, BuildError> {
     if !weights.is_empty() && (weights.len() != mesh.tp() as usize || weights.contains(&0)) {
         return Err(BuildError::Weights { found: weights.len(), tp: mesh.tp() });
     }
-    let family = families.of(&config.model_types().map_err(RuleError::from)?).map_err(RuleError::from)?;
-    let quantisation = Quantisation::of(config).map_err(RuleError::from)?;
-    let mut spec = ModelSpec::of(config, family.vocabulary()).map_err(RuleError::from)?;
-    spec.quantised = quantisation.as_ref().map(ToString::to_string);
-    let mut modules = modules(catalog);
-    in_order_of_rules(&mut modules, &family);
+    let prepared = Prepared::new(catalog, config, families)?;
     let tp = Shares::weighted(mesh.tp(), weights);
     let ep = sharing.expert_parallel.then(|| Shares::weighted(mesh.tp() * mesh.dp(), weights));
-    let decisions = decide(&DecisionRequest {
-        modules: &modules,
-        config,
-        quantisation: quantisation.as_ref(),
-        family: &family,
-        user,
-        tp: &tp,
-        ep: ep.as_ref(),
-        uneven: sharing.uneven,
-    })?;
-    spec.layers = decisions.layers;
-    let stages = balanced_stages(&modules, &decisions.of_modules, spec.layers, mesh)?;
+    let decisions = prepared.decide(config, user, (&tp, ep.as_ref()), sharing.uneven)?;
+    let stages = prepared.stages(&decisions, mesh.pp())?;
+    let (modules, family) = (&prepared.modules, &prepared.family);
     let mut plan = Plan {
         shardwright_plan: PLAN_VERSION,
         checkpoint: CheckpointIdentity::of(catalog, path),
-        model: spec,
+        model: ModelSpec { layers: decisions.layers, ..prepared.spec.clone() },
         family: family.name.clone(),
         topology: topology.name().to_owned(),
         mesh,
@@ -169,11 +155,7 @@ fn decided(request: &PlanRequest<'_>) -> Result<Plan, BuildError> {
         placement: None,
         stages,
         ranks: Vec::new(),
-        tensors: modules
-            .iter()
-            .zip(&decisions.of_modules)
-            .flat_map(|(module, decision)| as_written(module, decision, cast, quantisation.is_some()))
-            .collect(),
+        tensors: prepared.tensors(&decisions, cast),
         warnings: Vec::new(),
     };
     // Only unequal GPUs must be chosen by what they hold.
@@ -185,30 +167,12 @@ fn decided(request: &PlanRequest<'_>) -> Result<Plan, BuildError> {
     plan.ranks = (0..mesh.world_size()).map(|rank| place_of(rank, topology, &placement)).collect();
     plan.placement = groups(topology, mesh, &placement);
     plan.check()?;
-    let mut all = warnings::of_family(&family, &plan.model);
-    all.extend(warnings::of_decisions(&modules, &decisions.of_modules, &plan)?);
+    let mut all = warnings::of_family(family, &plan.model);
+    all.extend(warnings::of_decisions(modules, &decisions.of_modules, &plan)?);
     all.extend(warnings::of_catalog(catalog));
     all.extend(warnings::of_placement(topology, &plan));
     plan.warnings = all;
     Ok(plan)
-}
-
-/// Sorts modules in the order of the model: what runs before the layers, the layers, what runs after; each in the order of
-/// the family's rules.
-fn in_order_of_rules(modules: &mut [Module], family: &Family) {
-    modules.sort_by_cached_key(|module| {
-        let rule = family.rules_for(&module.name).next();
-        let role = rule.map(|(_, _, rule)| rule.role);
-        let part = match role {
-            _ if family.is_in_layers(&module.name) => 2,
-            _ if family.is_before_layers(&module.name) => 0,
-            Some(Role::VocabParallelEmbedding) => 1,
-            Some(Role::VocabParallelHead) => 4,
-            _ => 3,
-        };
-        let order = rule.map_or(usize::MAX, |(order, _, _)| order);
-        (part, order, module.name.clone(), module.blocks.first().cloned())
-    });
 }
 
 /// Most layouts that are tried in search of one that fits.
@@ -289,69 +253,4 @@ fn groups(topology: &Topology, mesh: Mesh, placement: &Placement) -> Option<Grou
         bytes_per_second: second.bytes_per_second,
     });
     Some(Groups { groups: groups?, runner_up })
-}
-
-/// The tensors of a module as a plan writes them, the weight before the others.
-fn as_written(
-    module: &Module,
-    decision: &Decision,
-    cast: Option<CastDtype>,
-    quantised: bool,
-) -> Vec<TensorGroup> {
-    let mut groups: Vec<TensorGroup> = module
-        .parameters
-        .iter()
-        .zip(&decision.partitions)
-        .enumerate()
-        .map(|(number, (parameter, partition))| TensorGroup {
-            names: module.names(parameter),
-            dtype: parameter.dtype,
-            cast: cast.filter(|cast| cast.is_meant_for(module, number, quantised)),
-            shape: parameter.shape.clone(),
-            role: decision.role,
-            stage: decision.stage,
-            outputs: decision.outputs.filter(|(weight, _)| *weight == number).map(|(_, outputs)| outputs),
-            partition: partition.clone(),
-            why: match partition {
-                Partition::FirstRank => {
-                    format!("{}; a bias is added once, after the sum over ranks", decision.reason)
-                }
-                _ => decision.reason.clone(),
-            },
-        })
-        .collect();
-    // By name, but a bias comes last.
-    groups.sort_by_key(TensorGroup::is_bias);
-    groups
-}
-
-fn balanced_stages(
-    modules: &[Module],
-    decisions: &[Decision],
-    layer_count: u64,
-    mesh: Mesh,
-) -> Result<Vec<LayerRange>, BuildError> {
-    // Bounded: every layer has tensors, the rules checked that.
-    let mut layers = vec![0u64; usize::try_from(layer_count).unwrap_or(0)];
-    let (mut first, mut last) = (0u64, 0u64);
-    for (module, decision) in modules.iter().zip(decisions) {
-        match decision.stage {
-            StageRule::Layer => {
-                for layer in module.blocks.iter().filter_map(|blocks| blocks.first()) {
-                    if let Some(total) = layers.get_mut(*layer as usize) {
-                        *total = total.saturating_add(module.bytes_each());
-                    }
-                }
-            }
-            StageRule::First => first = first.saturating_add(module.bytes()),
-            StageRule::Last => last = last.saturating_add(module.bytes()),
-            StageRule::FirstAndLast => {
-                first = first.saturating_add(module.bytes());
-                last = last.saturating_add(module.bytes());
-            }
-            StageRule::Every => {}
-        }
-    }
-    balance(&layers, first, last, mesh.pp())
-        .ok_or(BuildError::TooManyStages { layers: layer_count, pp: mesh.pp() })
 }

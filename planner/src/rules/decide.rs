@@ -46,7 +46,7 @@ pub fn decide(request: &DecisionRequest<'_>) -> Result<Decisions, RuleError> {
             failures.extend(divide::cannot_be_cut(module, fitted, &whole, request.tp));
             vec![Partition::Replicated; module.parameters.len()]
         });
-        of_modules.push(decision(module, fitted, *expert, partitions, request));
+        of_modules.push(decision(module, fitted, *expert, partitions, &spaces, request));
     }
     hold_tied_embedding_at_both_ends(&mut of_modules, request);
     divide::check(request, &fitted, &of_modules, failures, layers)?;
@@ -112,6 +112,7 @@ fn replicated_for_want(module: &Module, stored: Option<Stored>, request: &Decisi
         role: Role::Replicated,
         stored: stored.unwrap_or_else(|| Stored::whole(module, None)),
         split: None,
+        kept: Vec::new(),
         stage: None,
         warning: matters.then(|| format!("is replicated: {reason}")),
         reason,

@@ -40,6 +40,8 @@ const BUILT_IN: &[(&str, &str)] = &families! {
     "diffllama.yaml"
     "doge.yaml"
     "falcon.yaml"
+    "gemma2.yaml"
+    "gemma3.yaml"
     "gpt2.yaml"
     "gpt_bigcode.yaml"
     "gpt_neox.yaml"

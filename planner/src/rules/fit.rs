@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     graph::Module,
-    model::{ConfigError, Dimension, Measures},
+    model::{ConfigError, Dimension, Keeps, Measures},
     partition::Logical,
     quantisation::{Orientation, Quantisation, QuantisationError, Stored, stored},
 };
@@ -18,6 +18,8 @@ pub(super) struct Fitted {
     pub(super) stored: Stored,
     /// The dimension that is cut, and the segments that tile it.
     pub(super) split: Option<(Logical, Vec<Dimension>)>,
+    /// The dimensions because of which its layer keeps something of the tokens it has seen.
+    pub(super) kept: Vec<Dimension>,
     /// The stage that the rule names, if it does.
     pub(super) stage: Option<StageRule>,
     pub(super) reason: String,
@@ -56,9 +58,10 @@ pub(super) fn fit(
         Err(_) if rule.role == Role::Replicated && rule.dimensions.is_empty() => Stored::whole(module, None),
         read => read.map_err(Misfit::Quantisation)?,
     };
-    let fitted = |split, stored: Stored| Fitted {
+    let fitted = |split, stored: Stored, kept| Fitted {
         role: rule.role,
         split,
+        kept,
         stage: rule.stage,
         reason,
         warning: None,
@@ -66,7 +69,7 @@ pub(super) fn fit(
     };
     if let Some(why) = &stored.uncuttable {
         let warning = (rule.role != Role::Replicated).then(|| format!("is replicated: {why}"));
-        let whole = fitted(None, stored);
+        let whole = fitted(None, stored, Vec::new());
         return Ok(Fitted { role: Role::Replicated, warning, ..whole });
     }
     // A module that has but a bias, or whose weight is one number for each feature, has only the first dimension.
@@ -100,6 +103,10 @@ pub(super) fn fit(
             explained: words.join(", "),
         });
     }
+    // What a column-parallel matrix gives for each token: keys, values, what heads make states of.
+    let keeps = |dimension: &&Dimension| dimension.keeps != Keeps::default();
+    let of_outputs = resolved.first().filter(|_| rule.role == Role::ColumnParallel && !vector);
+    let kept: Vec<Dimension> = of_outputs.into_iter().flatten().filter(keeps).cloned().collect();
     let split = match rule.split() {
         // A vector beside a row-parallel matrix follows its outputs, which are not cut.
         Some((Logical::In, _)) if vector => Some((Logical::In, Vec::new())),
@@ -111,9 +118,9 @@ pub(super) fn fit(
         && !stored.storages.iter().flatten().any(|storage| storage.has(*logical))
     {
         let warning = Some("is replicated: how it is stored is not known".to_owned());
-        return Ok(Fitted { role: Role::Replicated, warning, ..fitted(None, stored) });
+        return Ok(Fitted { role: Role::Replicated, warning, ..fitted(None, stored, kept) });
     }
-    Ok(fitted(split, stored))
+    Ok(fitted(split, stored, kept))
 }
 
 /// The dimensions that `terms` stand for in a dimension of `size` elements.

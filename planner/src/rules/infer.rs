@@ -66,7 +66,10 @@ pub(super) fn pair(
     let Some(of_writer) = of(width) else { return Ok(Vec::new()) };
     let fitted = |number: usize, role, split, reason| {
         let stored = stored[number].clone()?;
-        Some((number, Fitted { role, stored, split: Some(split), stage: None, reason, warning: None }))
+        Some((
+            number,
+            Fitted { role, stored, split: Some(split), kept: Vec::new(), stage: None, reason, warning: None },
+        ))
     };
     let last = |number: usize| quote(modules[number].last_name()).to_string();
     let mut found = Vec::new();

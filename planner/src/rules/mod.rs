@@ -29,7 +29,7 @@ mod spaces;
 mod user;
 
 pub use decide::{decide, tensor_graph};
-pub use decision::{Decision, DecisionRequest, Decisions};
+pub use decision::{Decision, DecisionRequest, Decisions, Kept, Work};
 pub use error::{Failure, NotDivisible, RuleError};
 pub use family::{Families, Family, FamilyError};
 pub use role::{Role, StageRule};

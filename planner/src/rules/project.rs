@@ -1,7 +1,7 @@
 //! From what was found out about a module to the partitions of its tensors.
 
 use super::{
-    decision::{Decision, DecisionRequest},
+    decision::{Decision, DecisionRequest, Kept, Work},
     family::Family,
     fit::Fitted,
     role::{Role, StageRule},
@@ -11,6 +11,7 @@ use crate::{
     graph::Module,
     model::Dimension,
     partition::{Assigned, Axis, Logical, LogicalPartition, Partition, Remainder, Segment, Storage},
+    quantisation::Stored,
 };
 use std::collections::BTreeMap;
 
@@ -102,6 +103,7 @@ pub(super) fn decision(
     fitted: &Fitted,
     expert: Option<ExpertNumber>,
     partitions: Vec<Partition>,
+    spaces: &Spaces,
     request: &DecisionRequest<'_>,
 ) -> Decision {
     let family = request.family;
@@ -129,7 +131,34 @@ pub(super) fn decision(
     }
     let communicates = !matches!(fitted.role, Role::Replicated | Role::ColumnParallel);
     let outputs = fitted.stored.weight.filter(|_| communicates).map(|weight| (weight, fitted.stored.out));
-    Decision { role: fitted.role, partitions, stage, outputs, reason, warning }
+    let work = work(module, fitted, expert, &partitions, spaces);
+    Decision { role: fitted.role, partitions, stage, outputs, work, reason, warning }
+}
+
+/// What `module` does for a token.
+fn work(
+    module: &Module,
+    fitted: &Fitted,
+    expert: Option<ExpertNumber>,
+    partitions: &[Partition],
+    spaces: &Spaces,
+) -> Work {
+    let Stored { weight, out, input, rest, experts, .. } = &fitted.stored;
+    let sizes = [Some(*out), *input, *experts].into_iter().flatten().chain(rest.iter().copied());
+    // Vectors are added or multiplied, which takes no time beside matrices.
+    let matrix =
+        weight.filter(|_| input.is_some()).map(|weight| (weight, sizes.fold(1, u64::saturating_mul)));
+    let is_cut = partitions.iter().any(|partition| matches!(partition, Partition::Split(_)));
+    let kept = fitted.kept.iter().map(|dimension| Kept {
+        pieces: dimension.count,
+        keeps: dimension.keeps,
+        dealt: spaces
+            .segments(module, std::slice::from_ref(dimension))
+            .ok()
+            .and_then(|segments| Some((*segments.first()?, dimension.unit)))
+            .filter(|_| is_cut),
+    });
+    Work { matrix, experts: expert.map(|expert| expert.of).or(*experts), kept: kept.collect() }
 }
 
 /// An embedding without a head of its own is also the head: the last stage needs it too.

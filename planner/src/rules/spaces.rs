@@ -124,7 +124,8 @@ mod tests {
     fn dimension() -> impl Strategy<Value = Dimension> {
         (1u64..9, 1u64..9, 1u64..33, 0..3).prop_map(|(groups, per_group, unit, kind)| {
             let units = groups * per_group;
-            let named = |count, unit, groups| Dimension { name: "x".to_owned(), count, unit, units, groups };
+            let named =
+                |count, unit, groups| Dimension { units, groups, ..Dimension::of_any_size("x", count, unit) };
             match kind {
                 0 => named(units, unit, groups),
                 1 => named(groups, unit, groups),
@@ -167,9 +168,7 @@ mod tests {
             groups in 1u64..9, per_group in 1u64..9, storage in 1u64..130, parts in 1u32..9, unit in 1u64..65,
         ) {
             let units = groups * per_group;
-            let of = |count, unit| Dimension {
-                name: "x".to_owned(), count, unit, units, groups,
-            };
+            let of = |count, unit| Dimension { units, groups, ..Dimension::of_any_size("x", count, unit) };
             let (heads, each) = (of(units, unit), of(units, 1));
             let Some(together) = units_together(&heads, storage).filter(|t| units.is_multiple_of(*t)) else {
                 return Ok(());
