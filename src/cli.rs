@@ -185,6 +185,12 @@ pub(crate) struct Layouts {
     /// Cast floats to this dtype as they are loaded; what belongs to packed weights keeps its own
     #[arg(long, value_enum, value_name = "DTYPE", help_heading = "Workload")]
     pub(crate) dtype: Option<DtypeChoice>,
+    /// Other machines beside it: which is the cheapest that serves the model
+    #[arg(long, value_name = "T,T,…", value_delimiter = ',', help_heading = "Machine")]
+    pub(crate) what_if: Vec<String>,
+    /// What GPUs cost: a YAML file of lines like `H100 SXM5 80GB: 2.50`, in dollars an hour of one
+    #[arg(long, value_name = "FILE", help_heading = "Machine")]
+    pub(crate) prices: Option<PathBuf>,
     /// What is wanted most: tokens of each sequence soon, many tokens in all, or few GPUs
     #[arg(long, value_enum, default_value_t = GoalChoice::Throughput, help_heading = "Choice")]
     pub(crate) goal: GoalChoice,

@@ -3,6 +3,7 @@
 
 mod cli;
 mod commands;
+mod engines;
 mod failure;
 mod figures;
 mod inputs;

@@ -7,7 +7,9 @@
 mod connections;
 mod facts;
 mod order;
+mod prices;
 mod search;
 
 pub use order::Goal;
+pub use prices::{Prices, PricesError, per_million_tokens};
 pub use search::{Judged, LayoutRequest, Layouts, LayoutsError, Out, layouts};
