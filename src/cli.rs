@@ -24,9 +24,9 @@ pub(crate) enum Command {
     /// Lists and shows machines
     #[command(subcommand, after_help = "Example: shardwright topology list")]
     Topology(Topology),
-    /// Lists every way to put a model on a machine, best first: what fits, how many tokens are left, how fast it is
+    /// Lists the layouts of a model on a machine, best first: do they fit, how fast are they
     #[command(
-        after_help = "Example: shardwright layouts ./Llama-3.1-70B --topology dgx-h100 --context-len 32k --concurrency 64"
+        after_help = "Example: shardwright layouts ./Llama-3.1-70B --topology dgx-h100 --concurrency 64"
     )]
     Layouts(Layouts),
     /// Plans who holds what
@@ -167,9 +167,9 @@ pub(crate) struct Layouts {
     /// That many nodes of the same kind
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Machine")]
     pub(crate) nodes: Option<u32>,
-    /// Tokens of each sequence, prompt and answer together: 8192, 32k (k is 1024)
-    #[arg(long, value_name = "TOKENS", default_value = "8k", value_parser = tokens, help_heading = "Workload")]
-    pub(crate) context_len: u64,
+    /// Tokens of each sequence, prompt and answer together: 8192, 32k (k is 1024) [default: 8k, or the model's most where that is less]
+    #[arg(long, value_name = "TOKENS", value_parser = tokens, help_heading = "Workload")]
+    pub(crate) context_len: Option<u64>,
     /// Of these, tokens of the prompt [default: 1024, or half of them where that is less]
     #[arg(long, value_name = "TOKENS", value_parser = tokens, help_heading = "Workload")]
     pub(crate) prompt_len: Option<u64>,

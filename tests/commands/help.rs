@@ -4,7 +4,7 @@ use crate::support::{command, finish, fixture, shardwright, text, topology_fixtu
 use std::fs;
 use tempfile::TempDir;
 
-const COMMANDS: [&[&str]; 15] = [
+const COMMANDS: [&[&str]; 16] = [
     &["inspect"],
     &["topology"],
     &["topology", "list"],
@@ -12,6 +12,7 @@ const COMMANDS: [&[&str]; 15] = [
     &["topology", "import"],
     &["topology", "detect"],
     &["topology", "schema"],
+    &["layouts"],
     &["plan"],
     &["check"],
     &["explain"],

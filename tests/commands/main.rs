@@ -8,6 +8,7 @@ mod help;
 mod import;
 mod json;
 mod large;
+mod layouts;
 mod placement;
 mod plan;
 #[path = "../support/mod.rs"]

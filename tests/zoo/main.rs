@@ -7,6 +7,7 @@ mod support;
 
 mod experts;
 mod inferred;
+mod kept;
 mod loading;
 mod pairs;
 mod peer;

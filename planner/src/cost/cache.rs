@@ -88,7 +88,7 @@ impl Cache {
             layers.iter_mut().for_each(|layer| layer.per_token = 2 * heads * size);
             assumed = !layers.is_empty();
         }
-        let without = measures.size("layers without cache")?.unwrap_or(0);
+        let without = measures.size_if_any("layers without cache")?.unwrap_or(0);
         let with = layers.len().saturating_sub(usize::try_from(without).unwrap_or(usize::MAX));
         layers[with..].iter_mut().for_each(|layer| *layer = LayerCache::default());
         for (layer, window) in layers.iter_mut().zip(windows(config, measures, shared.layers)?) {
@@ -123,7 +123,7 @@ impl Cache {
 fn windows(config: &Config, measures: Measures<'_>, layers: u64) -> Result<Vec<Option<u64>>, ConfigError> {
     let count = usize::try_from(layers).unwrap_or(0);
     let none = || vec![None; count];
-    let Some(window) = measures.size("window")? else { return Ok(none()) };
+    let Some(window) = measures.size_if_any("window")? else { return Ok(none()) };
     let section = config.text();
     let types = section.get("layer_types").and_then(Value::as_array);
     if let Some(types) = types.filter(|types| types.len() >= count) {
@@ -136,7 +136,7 @@ fn windows(config: &Config, measures: Measures<'_>, layers: u64) -> Result<Vec<O
     if section.get("use_sliding_window").and_then(Value::as_bool) == Some(false) {
         return Ok(none());
     }
-    let every = measures.size("whole attention every")?.and_then(|every| usize::try_from(every).ok());
+    let every = measures.size_if_any("whole attention every")?.and_then(|every| usize::try_from(every).ok());
     let first = section.get("max_window_layers").and_then(Value::as_u64);
     let first = first.filter(|_| section.flag("use_sliding_window")).unwrap_or(0);
     let is_local = |layer: usize| {

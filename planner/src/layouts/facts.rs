@@ -163,7 +163,7 @@ impl Decided {
             query_heads: spec.query_heads.unwrap_or(0),
             head_size: spec.head_size.unwrap_or(0),
             experts,
-            experts_per_token: measures.size("experts per token")?.unwrap_or(1).min(experts),
+            experts_per_token: measures.size_if_any("experts per token")?.unwrap_or(1).min(experts),
             activation_bytes: self.activation_bytes,
         })
     }

@@ -12,4 +12,4 @@ mod search;
 
 pub use order::Goal;
 pub use prices::{Prices, PricesError, per_million_tokens};
-pub use search::{Judged, LayoutRequest, Layouts, LayoutsError, Out, layouts};
+pub use search::{Judged, LayoutRequest, Layouts, LayoutsError, Out, layouts, longest_context};

@@ -308,12 +308,16 @@ fn divisors(number: u32) -> impl Iterator<Item = u32> {
     (1..=number).filter(move |divisor| number.is_multiple_of(*divisor))
 }
 
-/// Checks that the model can have sequences of `wanted` tokens.
-fn check_context(config: &Config, wanted: u64) -> Result<(), LayoutsError> {
+/// The longest sequence that the model can have, where its configuration says so, and the key that does.
+pub fn longest_context(config: &Config) -> Option<(&'static str, u64)> {
     const KEYS: [&str; 4] = ["max_position_embeddings", "n_positions", "max_seq_len", "seq_length"];
     let section = config.text();
-    let found = KEYS.iter().find_map(|key| Some((*key, section.get(key)?.as_u64()?)));
-    match found {
+    KEYS.iter().find_map(|key| Some((*key, section.get(key)?.as_u64()?)))
+}
+
+/// Checks that the model can have sequences of `wanted` tokens.
+fn check_context(config: &Config, wanted: u64) -> Result<(), LayoutsError> {
+    match longest_context(config) {
         Some((key, most)) if wanted > most => Err(LayoutsError::TooLong { wanted, most, key }),
         _ => Ok(()),
     }

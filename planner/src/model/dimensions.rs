@@ -178,6 +178,15 @@ impl<'a> Measures<'a> {
         }
     }
 
+    /// The size called `name`, where 0 is as good as nothing.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when an entry that it depends on is no size.
+    pub fn size_if_any(self, name: &str) -> Result<Option<u64>, ConfigError> {
+        let size = Scope::of(self, &Cell::new(MAX_FORMULAS)).size(name)?;
+        Ok(size.filter(|&size| size > 0))
+    }
+
     /// The dimension called `name`; `None` when the configuration does not say.
     ///
     /// # Errors

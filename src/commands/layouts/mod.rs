@@ -12,7 +12,8 @@ use crate::{
 };
 use shardwright_planner::{
     checkpoint::Catalog,
-    layouts::{Goal, Judged, LayoutRequest, Layouts, Prices, layouts},
+    layouts::{Goal, Judged, LayoutRequest, Layouts, Prices, layouts, longest_context},
+    model::Config,
     plan::CastDtype,
     rules::{Families, UserRules},
     serving::{Assumptions, Workload},
@@ -20,6 +21,9 @@ use shardwright_planner::{
     topology::Topology,
 };
 use std::{io::Write, path::Path};
+
+/// A sequence, where nobody says how long it is.
+const CONTEXT_LEN: u64 = 8192;
 
 /// A prompt, where nobody says how long it is.
 const PROMPT_LEN: u64 = 1024;
@@ -47,7 +51,7 @@ pub(crate) fn run(args: &cli::Layouts, out: &mut dyn Write) -> Result<(), Failur
     let user = user.with_replicated(&args.replicate)?;
     let families = Families::built_in()?;
     let assumptions = assumptions()?;
-    let workload = workload(args)?;
+    let workload = workload(args, &config)?;
     let cast = args.dtype.map(CastDtype::from);
     let mut found = Vec::new();
     for name in std::iter::once(&args.topology).chain(&args.what_if) {
@@ -117,15 +121,16 @@ pub(super) fn assumptions() -> Result<Assumptions, Failure> {
     })
 }
 
-fn workload(args: &cli::Layouts) -> Result<Workload, Failure> {
-    let prompt_len = args.prompt_len.unwrap_or_else(|| PROMPT_LEN.min(args.context_len.div_ceil(2)));
-    if prompt_len > args.context_len {
-        let message =
-            format!("a prompt of {prompt_len} tokens does not go into a context of {}", args.context_len);
+fn workload(args: &cli::Layouts, config: &Config) -> Result<Workload, Failure> {
+    let most = longest_context(config).map_or(u64::MAX, |(_, most)| most.max(1));
+    let context_len = args.context_len.unwrap_or(CONTEXT_LEN.min(most));
+    let prompt_len = args.prompt_len.unwrap_or_else(|| PROMPT_LEN.min(context_len.div_ceil(2)));
+    if prompt_len > context_len {
+        let message = format!("a prompt of {prompt_len} tokens does not go into a context of {context_len}");
         return Err(Failure::new(Kind::Usage, message));
     }
     Ok(Workload {
-        context_len: args.context_len,
+        context_len,
         prompt_len,
         concurrency: args.concurrency,
         cache_bits: match args.kv_cache_dtype {

@@ -170,10 +170,10 @@ pub(super) fn answer(
     let context = workload.context_len;
     let gpus = count(best.gpus().into(), "GPU");
     let does = match best.serves() {
-        true => format!("serves {} of {context} tokens at a time", count(workload.concurrency, "sequence")),
+        true => format!("{} of {context} tokens at a time", count(workload.concurrency, "sequence")),
         false => {
             let fit = count(best.memory.sequences, "sequence");
-            format!("has room for {fit} of {context} tokens at a time, not {}", workload.concurrency)
+            format!("room for {fit} of {context} tokens at a time, not {}", workload.concurrency)
         }
     };
     let speed = best.speed.map_or(String::new(), |speed| {
@@ -185,7 +185,7 @@ pub(super) fn answer(
     });
     let price = dollars(found, best, prices)
         .map_or(String::new(), |dollars| format!(", {dollars:.2} dollars a million tokens"));
-    writeln!(out, "{gpus} {does}{speed}{price}")?;
+    writeln!(out, "on {gpus} {does}{speed}{price}")?;
     Ok(())
 }
 
