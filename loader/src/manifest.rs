@@ -127,7 +127,7 @@ impl Manifest {
             let mut next = || {
                 let place = next.fetch_add(1, Ordering::Relaxed);
                 let (id, bytes) = parts.get(place)?;
-                Some(Wanted { tensor: *id, bytes: bytes.clone(), tag: 0 })
+                Some(Wanted { tensor: *id, bytes: bytes.clone(), tag: 0, shared: false })
             };
             tensors.stream(&mut next, &mut |wanted, at, piece| {
                 own.entry(wanted.tensor).or_default().add(seeds[wanted.tensor], at, piece);

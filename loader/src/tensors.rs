@@ -36,6 +36,8 @@ pub struct Wanted {
     pub bytes: Range<u64>,
     /// The caller's own number for it.
     pub tag: u64,
+    /// Whether other processes of this host want some of them too.
+    pub shared: bool,
 }
 
 impl<'a> Tensors<'a> {
@@ -82,11 +84,12 @@ impl<'a> Tensors<'a> {
                 if wanted.bytes.is_empty() {
                     continue;
                 }
-                match self.place_of(&wanted) {
+                match self.place_of(wanted.tensor, &wanted.bytes) {
                     Ok((file, range)) => {
                         count += 1;
+                        let shared = wanted.shared;
                         asked.borrow_mut().push_back(Asked { number: count, wanted });
-                        return Some(Request { file, range, tag: count });
+                        return Some(Request { file, range, tag: count, shared });
                     }
                     Err(error) => {
                         wrong = Some(error);
@@ -129,8 +132,15 @@ impl<'a> Tensors<'a> {
         bytes: Range<u64>,
         deliver: &mut dyn FnMut(u64, &[u8]) -> ControlFlow<()>,
     ) -> Result<(), SourceError> {
-        let mut wanted = Some(Wanted { tensor, bytes, tag: 0 });
+        let mut wanted = Some(Wanted { tensor, bytes, tag: 0, shared: false });
         self.stream(&mut || wanted.take(), &mut |_, at, piece| deliver(at, piece))
+    }
+
+    /// Says that some process of this host will soon want these bytes of a tensor. Only advice: see [`Source::read_ahead`].
+    pub fn read_ahead(&self, tensor: usize, bytes: &Range<u64>) {
+        if let Ok((file, range)) = self.place_of(tensor, bytes) {
+            self.source.read_ahead(file, range);
+        }
     }
 
     /// A run of a tensor where it lies mapped into memory as it is loaded; `None` where it does not.
@@ -141,7 +151,7 @@ impl<'a> Tensors<'a> {
         if self.casts.of(tensor).is_some() {
             return Ok(None);
         }
-        let (file, range) = self.place_of(&Wanted { tensor, bytes, tag: 0 })?;
+        let (file, range) = self.place_of(tensor, &bytes)?;
         self.source.mapped(file, range)
     }
 
@@ -160,14 +170,13 @@ impl<'a> Tensors<'a> {
     }
 
     /// Where the elements of a run lie: the file and its bytes.
-    fn place_of(&self, wanted: &Wanted) -> Result<(usize, ByteRange), SourceError> {
-        let (entry, bytes) = (self.catalog.tensors().get(wanted.tensor), wanted.bytes.clone());
-        let outside = || self.out_of_range(wanted.tensor, bytes.clone());
-        let entry = entry.ok_or_else(outside)?;
-        if bytes.end > self.len_of(wanted.tensor) {
+    fn place_of(&self, tensor: usize, bytes: &Range<u64>) -> Result<(usize, ByteRange), SourceError> {
+        let outside = || self.out_of_range(tensor, bytes.clone());
+        let entry = self.catalog.tensors().get(tensor).ok_or_else(outside)?;
+        if bytes.end > self.len_of(tensor) {
             return Err(outside());
         }
-        let stored = self.casts.of(wanted.tensor).map_or(bytes.clone(), |cast| cast.stored(bytes.clone()));
+        let stored = self.casts.of(tensor).map_or(bytes.clone(), |cast| cast.stored(bytes.clone()));
         let (start, stop) = (entry.bytes.start() + stored.start, entry.bytes.start() + stored.end);
         let range = ByteRange::new(start, stop, entry.bytes.stop()).ok_or_else(outside)?;
         Ok((entry.file, range))

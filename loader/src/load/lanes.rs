@@ -25,6 +25,9 @@ use std::{
     time::Instant,
 };
 
+/// Units that are read ahead of the one in work, where processes share them.
+const UNITS_AHEAD: usize = 4;
+
 /// Requests of one unit have numbers below this.
 const MOST_REQUESTS: u64 = 1 << 24;
 
@@ -50,6 +53,8 @@ pub(super) struct Lanes<'a> {
 #[derive(Default)]
 struct Common {
     next: AtomicUsize,
+    /// Units whose bytes the kernel has been asked to read ahead.
+    ahead: AtomicUsize,
     failure: Mutex<Option<LoadError>>,
 }
 
@@ -99,7 +104,7 @@ impl Lanes<'_> {
                 if let Some(request) = queue.borrow_mut().pop_front() {
                     return Some(request);
                 }
-                let requests = self.next_requests(&common.next)?;
+                let requests = self.next_requests(common)?;
                 let bytes = requests.iter().map(|run: &Wanted| run.bytes.end - run.bytes.start).sum();
                 sizes.borrow_mut().push_back(bytes);
                 *queue.borrow_mut() = requests;
@@ -150,10 +155,11 @@ impl Lanes<'_> {
     }
 
     /// What is wanted of the next unit of which anything is.
-    fn next_requests(&self, next: &AtomicUsize) -> Option<VecDeque<Wanted>> {
+    fn next_requests(&self, common: &Common) -> Option<VecDeque<Wanted>> {
         loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
+            let number = common.next.fetch_add(1, Ordering::Relaxed);
             let unit = self.pass.units.get(number)?;
+            self.read_ahead(common, number);
             let requests = self.requests(number, unit);
             if !requests.is_empty() {
                 return Some(requests);
@@ -162,12 +168,24 @@ impl Lanes<'_> {
         }
     }
 
+    /// Has the kernel read ahead what processes of this host share of the units up to some after `number`.
+    fn read_ahead(&self, common: &Common, number: usize) {
+        let until = (number + UNITS_AHEAD).min(self.pass.units.len());
+        // Whoever counts a unit asks for it.
+        let count = |at: usize| (at < until).then_some(at + 1);
+        while let Ok(at) = common.ahead.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count) {
+            for (tensor, bytes) in self.pass.read_ahead(&self.pass.units[at]) {
+                self.tensors.read_ahead(tensor, &bytes);
+            }
+        }
+    }
+
     fn requests(&self, number: usize, unit: &Unit) -> VecDeque<Wanted> {
         let first = number as u64 * MOST_REQUESTS;
         let of_span = |(span, at): (&_, u64)| {
-            let wanted = self.pass.wanted(span);
+            let wanted = self.pass.wanted_with_others(span);
             let tensor = self.pass.tensors[span.tensor].id;
-            wanted.into_iter().map(move |bytes| Wanted { tensor, bytes, tag: first + at })
+            wanted.into_iter().map(move |(bytes, shared)| Wanted { tensor, bytes, tag: first + at, shared })
         };
         unit.spans.iter().zip(0..).flat_map(of_span).collect()
     }

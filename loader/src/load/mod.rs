@@ -8,6 +8,7 @@
 mod arrivals;
 mod error;
 mod lanes;
+mod neighbours;
 mod rank;
 mod ready;
 mod seats;
@@ -151,7 +152,9 @@ pub fn load(
         _ => Answers::ForItself,
     };
     let windows: Vec<u64> = seated.iter().map(|seated| seated.memory.window_bytes()).collect();
+    let neighbours = seated.first().map(|seated| seated.neighbours.clone()).unwrap_or_default();
     let pass = Pass::new(schedules, &windows, batches, (catalog, casts), answers);
+    let pass = pass.beside(&neighbours, batches, world);
     let arrivals = Arrivals::new(&pass, schedules, batches, catalog.tensors().len());
     let outcomes = std::thread::scope(|scope| {
         let mut memories = Vec::new();

@@ -2,7 +2,7 @@
 
 use super::{
     FiguresOfRanks, LoadError, LoadFigures, LoadOptions, LoadedRank, RankWeights, Ready, Seat, TensorPlace,
-    arrivals::Arrivals,
+    arrivals::Arrivals, neighbours::neighbours,
 };
 use crate::{
     collective::{CollectiveError, Communicator, Lifeline, Reduce},
@@ -36,6 +36,8 @@ pub(super) struct Seated<'a> {
     pub(super) memory: Arc<dyn DeviceMemory>,
     pub(super) communicator: Option<Box<dyn Communicator>>,
     pub(super) lifeline: Option<Lifeline>,
+    /// The ranks that share this host.
+    pub(super) neighbours: Vec<u32>,
     begin: Instant,
 }
 
@@ -48,10 +50,12 @@ pub(super) struct Done {
 impl<'a> Seated<'a> {
     /// Finds the devices together and allocates the rank's memory; tells the others if that cannot be.
     pub(super) fn new(schedule: &'a Schedule, seat: Seat<'_>, verifies: bool) -> Result<Self, LoadError> {
-        let Seat { rank, device, communicator } = seat;
+        let Seat { rank, device, mut communicator } = seat;
+        let together = |source| LoadError::Collective { rank, source };
+        let neighbours = communicator.as_deref_mut().map(neighbours).transpose().map_err(together)?;
         let on_device = |source| LoadError::Device { rank, source };
         // Devices find together before anything is loaded: what fails here fails early.
-        let mut communicator = match communicator {
+        communicator = match communicator {
             Some(control) if verifies => Some(device.connect(control).map_err(on_device)?),
             control => control,
         };
@@ -62,7 +66,8 @@ impl<'a> Seated<'a> {
             }
         })?;
         let lifeline = communicator.as_deref().map(Communicator::lifeline);
-        Ok(Self { schedule, memory: memory.into(), communicator, lifeline, begin })
+        let neighbours = neighbours.unwrap_or_default();
+        Ok(Self { schedule, memory: memory.into(), communicator, lifeline, neighbours, begin })
     }
 
     /// Its weights, when all is done.
@@ -106,7 +111,7 @@ impl Job<'_> {
         seated: &mut Seated<'_>,
         arrivals: &Arrivals,
     ) -> Result<Option<Done>, LoadError> {
-        let Seated { schedule, memory, communicator, lifeline, begin } = seated;
+        let Seated { schedule, memory, communicator, lifeline, begin, .. } = seated;
         let (schedule, memory, lifeline) = (*schedule, memory.as_ref(), lifeline.as_ref());
         let rank = schedule.rank;
         let track = Track { rank, lane: "verification".to_owned() };

@@ -12,6 +12,18 @@ use std::ops::Range;
 /// Bytes between two runs that are read in vain rather than left out: storage and page cache give whole pages anyway.
 const GAP_BYTES: u64 = 4096;
 
+/// How finely processes of a host share.
+#[derive(Debug, Clone, Copy)]
+struct Grain {
+    /// Bytes of a tensor that one process at a time has read ahead for all.
+    block: u64,
+    /// Fewer bytes than this are not worth a way of their own.
+    least_alone: u64,
+}
+
+/// A block is one request to the storage, on most systems.
+const GRAIN: Grain = Grain { block: 512 << 10, least_alone: 1 << 20 };
+
 /// Most bytes of files in a unit, so that several threads have work.
 const UNIT_BYTES: u64 = 64 << 20;
 
@@ -33,6 +45,11 @@ pub enum Answers {
 #[derive(Debug)]
 pub struct Pass<'a> {
     schedules: &'a [Schedule],
+    /// The ranks that share this host, where some of them are in other processes.
+    neighbours: Option<&'a [u32]>,
+    grain: Grain,
+    /// Whether all ranks sum up shares of the files, whatever they hold.
+    sums_with_others: bool,
     /// The tensors that are read, in order.
     pub tensors: Vec<PassTensor>,
     /// What is read together, in order. None is of two batches.
@@ -54,6 +71,8 @@ pub struct PassTensor {
     pub answered: Vec<Range<u64>>,
     /// Where ranks hold it.
     pub places: Vec<Place>,
+    /// Which of the processes of this host that hold any of it this one is, and how many those are; 0 and 1 where it is alone.
+    turn: (u64, u64),
 }
 
 /// A tensor of one of the schedules.
@@ -95,9 +114,28 @@ impl<'a> Pass<'a> {
         answers: Answers,
     ) -> Self {
         let tensors = tensors(schedules, batches, (catalog, casts), answers);
-        let mut pass = Self { schedules, tensors, units: Vec::new() };
+        let sums_with_others = matches!(answers, Answers::WithOthers { .. });
+        let mut pass =
+            Self { schedules, neighbours: None, grain: GRAIN, sums_with_others, tensors, units: Vec::new() };
         pass.units = pass.units(window_bytes);
         pass
+    }
+
+    /// The same, for a process beside others of this host: `neighbours` are the ranks of all of them, its own too.
+    #[must_use]
+    pub fn beside(mut self, neighbours: &'a [u32], batches: &Batches, world: u32) -> Self {
+        let own = |rank: &u32| self.schedules.iter().any(|schedule| schedule.rank == *rank);
+        if neighbours.iter().all(own) {
+            return self;
+        }
+        for tensor in &mut self.tensors {
+            let mut holders = batches.answering(tensor.id, world);
+            holders.retain(|rank| neighbours.contains(rank));
+            let turn = holders.iter().position(own).unwrap_or(0);
+            tensor.turn = (turn as u64, holders.len().max(1) as u64);
+        }
+        self.neighbours = Some(neighbours);
+        self
     }
 
     /// A tensor of a schedule.
@@ -148,6 +186,90 @@ impl<'a> Pass<'a> {
             }
         }
         joined
+    }
+
+    /// The same runs, each with whether other processes of this host may want some of it too.
+    pub fn wanted_with_others(&self, span: &Span) -> Vec<(Range<u64>, bool)> {
+        let wanted = self.wanted(span);
+        if self.neighbours.is_none() {
+            return wanted.into_iter().map(|run| (run, false)).collect();
+        }
+        let alone = self.alone(span);
+        let mut all = Vec::new();
+        for run in wanted {
+            let mut at = run.start;
+            for own in &alone {
+                let own = own.start.max(at)..own.end.min(run.end);
+                if own.is_empty() {
+                    continue;
+                }
+                if at < own.start {
+                    all.push((at..own.start, true));
+                }
+                at = own.end;
+                all.push((own, false));
+            }
+            if at < run.end {
+                all.push((at..run.end, true));
+            }
+        }
+        all
+    }
+
+    /// What this process has the kernel read ahead for all processes of this host that go through the same rows in stripes of their
+    /// own: of each tensor every so manieth block, so that together they ask for each byte once, in large requests, and in the order
+    /// in which all go through it. The numbers of the tensors are those of the catalog.
+    pub fn read_ahead(&self, unit: &Unit) -> Vec<(usize, Range<u64>)> {
+        let mut blocks = Vec::new();
+        if self.neighbours.is_none() {
+            return blocks;
+        }
+        for span in &unit.spans {
+            let tensor = &self.tensors[span.tensor];
+            let pieces = tensor.places.iter().flat_map(|&place| &self.placed(place).pieces);
+            let stripes = pieces.flat_map(|piece| &piece.rows).filter(|rows| rows.runs > 1);
+            let Some(row) = stripes.map(|rows| rows.from_stride).max() else { continue };
+            // Others have the rest of the rows.
+            let mut region: Option<Range<u64>> = None;
+            for (run, _) in self.wanted_with_others(span).into_iter().filter(|(_, shared)| *shared) {
+                let start = (run.start / row * row).max(span.bytes.start);
+                let end = run.end.div_ceil(row).saturating_mul(row).min(span.bytes.end);
+                region =
+                    Some(region.map_or(start..end, |region| region.start.min(start)..region.end.max(end)));
+            }
+            let Some(region) = region else { continue };
+            let ((turn, turns), size) = (tensor.turn, self.grain.block);
+            for block in region.start / size..region.end.div_ceil(size) {
+                // Small tensors have one block: they are dealt by their numbers.
+                if block.wrapping_add(tensor.id as u64) % turns == turn {
+                    let part = (block * size).max(region.start)..((block + 1) * size).min(region.end);
+                    blocks.push((tensor.id, part));
+                }
+            }
+        }
+        blocks
+    }
+
+    /// The runs of a span that no other process wants any byte of, in order: long ones, which it holds alone and sums up alone.
+    fn alone(&self, span: &Span) -> Vec<Range<u64>> {
+        let tensor = &self.tensors[span.tensor];
+        let pieces = tensor.places.iter().flat_map(|&place| &self.placed(place).pieces);
+        let held = pieces.filter(|piece| piece.replicas == 1).flat_map(|piece| &piece.rows);
+        let mut alone: Vec<Range<u64>> = held
+            .filter(|rows| rows.runs == 1)
+            .map(|rows| rows.from.max(span.bytes.start)..(rows.from + rows.run_bytes).min(span.bytes.end))
+            .collect();
+        if self.sums_with_others {
+            let within = |run: &Range<u64>| {
+                let shares = tensor.answered.iter();
+                let parts = shares.map(|share| share.start.max(run.start)..share.end.min(run.end));
+                parts.collect::<Vec<_>>()
+            };
+            alone = alone.iter().flat_map(within).collect();
+        }
+        alone.retain(|run| run.end.saturating_sub(run.start) >= self.grain.least_alone);
+        alone.sort_by_key(|run| run.start);
+        alone
     }
 
     /// The rows of one piece of a tensor that come from these of its bytes.
@@ -266,6 +388,7 @@ fn tensors(
                 len: casts.len_of(id),
                 answered: Vec::new(),
                 places: Vec::new(),
+                turn: (0, 1),
             });
         }
         if let (Some(tensor), Some(place)) = (tensors.last_mut(), place) {

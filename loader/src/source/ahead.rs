@@ -68,7 +68,7 @@ mod tests {
             let tag = asked.replace(asked.get() + 1);
             assert!(tag <= requests, "asked again after the end");
             let range = ByteRange::new(0, request_bytes, u64::MAX).unwrap();
-            (tag < requests).then_some(Request { file: 0, range, tag })
+            (tag < requests).then_some(Request { file: 0, range, tag, shared: false })
         };
         let mut ahead = Ahead::new(&mut next);
         let mut before = Vec::new();

@@ -1,4 +1,5 @@
-//! Files of which some are read in one way and some in another.
+//! Files of which some are read in one way and some in another, or what other processes of the host read too in another than the
+//! rest.
 
 use super::{Deliver, Request, Source, SourceError};
 use shardwright_planner::checkpoint::ByteRange;
@@ -6,20 +7,39 @@ use shardwright_planner::checkpoint::ByteRange;
 /// Sources that have all files of a checkpoint between them.
 pub struct ByFile {
     sources: Vec<Box<dyn Source>>,
-    /// The number of each file's source.
-    of_file: Vec<usize>,
+    of_file: Vec<SourcesOf>,
+}
+
+/// The numbers of a file's sources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SourcesOf {
+    /// Of what this process alone reads of it.
+    pub own: usize,
+    /// Of what other processes of this host read too.
+    pub shared: usize,
+}
+
+impl SourcesOf {
+    fn number(self, shared: bool) -> usize {
+        if shared { self.shared } else { self.own }
+    }
 }
 
 impl ByFile {
-    /// `of_file` gives for each file of the checkpoint the number of its source among `sources`; all know it by the same number.
-    pub fn new(sources: Vec<Box<dyn Source>>, of_file: Vec<usize>) -> Self {
+    /// `of_file` gives for each file of the checkpoint the numbers of its sources among `sources`; all know it by the same number.
+    pub fn new(sources: Vec<Box<dyn Source>>, of_file: Vec<SourcesOf>) -> Self {
         Self { sources, of_file }
     }
 
-    fn source(&self, file: usize, range: ByteRange) -> Result<&dyn Source, SourceError> {
-        let source = self.of_file.get(file).and_then(|&source| self.sources.get(source));
-        let missing = SourceError::OutOfRange { file, start: range.start(), stop: range.stop() };
-        source.map(AsRef::as_ref).ok_or(missing)
+    fn number(&self, request: &Request) -> Option<usize> {
+        Some(self.of_file.get(request.file)?.number(request.shared))
+    }
+
+    fn source(&self, request: &Request) -> Result<(usize, &dyn Source), SourceError> {
+        let Request { file, range, .. } = *request;
+        let number = self.number(request);
+        let source = number.and_then(|number| Some((number, self.sources.get(number)?.as_ref())));
+        source.ok_or(SourceError::OutOfRange { file, start: range.start(), stop: range.stop() })
     }
 }
 
@@ -32,8 +52,7 @@ impl Source for ByFile {
     ) -> Result<(), SourceError> {
         let mut first = next();
         while let Some(begin) = first.take() {
-            let source = self.source(begin.file, begin.range)?;
-            let number = self.of_file[begin.file];
+            let (number, source) = self.source(&begin)?;
             let (mut begin, mut stopped) = (Some(begin), false);
             let mut next_of_source = || {
                 if let Some(request) = begin.take() {
@@ -43,7 +62,7 @@ impl Source for ByFile {
                     return None;
                 }
                 let request = next()?;
-                if self.of_file.get(request.file) == Some(&number) {
+                if self.number(&request) == Some(number) {
                     return Some(request);
                 }
                 first = Some(request);
@@ -60,6 +79,12 @@ impl Source for ByFile {
             }
         }
         Ok(())
+    }
+
+    fn read_ahead(&self, file: usize, range: ByteRange) {
+        if let Some(source) = self.of_file.get(file).and_then(|of| self.sources.get(of.shared)) {
+            source.read_ahead(file, range);
+        }
     }
 
     fn check_unchanged(&self) -> Result<(), SourceError> {
@@ -85,8 +110,16 @@ mod tests {
         let catalog = Catalog::open(folder.path()).unwrap();
         let read = ReadFiles::open_only(&catalog, &|file| file != 1).unwrap();
         let mapped = MappedFiles::open_only(&catalog, &|file| file == 1).unwrap();
-        let mixed = ByFile::new(vec![Box::new(read), Box::new(mapped)], vec![0, 1, 0]);
+        let of = |own, shared| SourcesOf { own, shared };
+        let mixed = ByFile::new(vec![Box::new(read), Box::new(mapped)], vec![of(0, 0), of(1, 1), of(0, 0)]);
         fixture::streams_what_was_asked(&mixed, &catalog);
+
+        // What others read too from another source than the rest of the same file.
+        let sources: Vec<Box<dyn Source>> = vec![
+            Box::new(MappedFiles::open(&catalog).unwrap()),
+            Box::new(ReadFiles::open(&catalog).unwrap()),
+        ];
+        fixture::streams_what_was_asked(&ByFile::new(sources, vec![of(0, 1); 3]), &catalog);
 
         std::fs::remove_file(&catalog.files()[1].path).unwrap();
         let outcome = mixed.check_unchanged();

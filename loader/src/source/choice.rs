@@ -32,6 +32,8 @@ pub enum Way {
     Read,
     /// Around the page cache.
     Direct,
+    /// Around the page cache what this process alone reads, through it what others of this host read too.
+    Shared,
 }
 
 /// What matters of the load as a whole.
@@ -119,7 +121,7 @@ fn by_facts(file: &FileFacts, host: &HostFacts) -> (Way, Reason) {
     }
     match host.available_bytes.filter(|&available| host.bytes > available) {
         Some(available_bytes) => (Way::Direct, Reason::TooMuchToShare { bytes: host.bytes, available_bytes }),
-        None => (Way::Read, Reason::Shared),
+        None => (Way::Shared, Reason::Shared),
     }
 }
 
@@ -157,6 +159,7 @@ impl fmt::Display for Group {
             Way::Mmap => "from mappings",
             Way::Read => "through the page cache",
             Way::Direct => "directly",
+            Way::Shared => "directly what one rank has alone, the rest through the page cache",
         };
         write!(f, "{} {way}: ", count(self.files, "file"))?;
         let percent = (self.cached * 100 + self.bytes / 2).checked_div(self.bytes).unwrap_or(0);
@@ -232,9 +235,9 @@ mod tests {
         reading 1 file through the page cache: as asked
         reading 1 file directly: as asked
         reading 30 files directly: 2 % of them are in the page cache, on ext4
-        reading 30 files through the page cache: other ranks of this host find there what one has read
+        reading 30 files directly what one rank has alone, the rest through the page cache: other ranks of this host find there what one has read
         reading 30 files directly: 200.00 GiB would not stay in 100.00 GiB of memory until other ranks of this host read them
-        reading 30 files through the page cache: other ranks of this host find there what one has read
+        reading 30 files directly what one rank has alone, the rest through the page cache: other ranks of this host find there what one has read
         reading 1 file through the page cache: 92 % of it is there
         reading 1 file directly: 49 % of it is in the page cache, on ext4
         reading 1 file through the page cache: smaller than 8 MiB

@@ -33,7 +33,12 @@ pub(super) fn streams_what_was_asked(source: &dyn Source, catalog: &Catalog) {
         let piece = PIECE_BYTES as u64;
         for (start, stop) in [(0, entry.bytes), (5, 5), (17, 18), (3, 2 * piece + 3), (piece, piece + 4096)] {
             let range = ByteRange::new(start.min(entry.bytes), stop.min(entry.bytes), entry.bytes).unwrap();
-            requests.push(Request { file, range, tag: requests.len() as u64 });
+            requests.push(Request {
+                file,
+                range,
+                tag: requests.len() as u64,
+                shared: requests.len() % 2 == 1,
+            });
         }
     }
     // In an order in which the files alternate, too.
@@ -73,7 +78,7 @@ pub(super) fn streams_what_was_asked(source: &dyn Source, catalog: &Catalog) {
 
     let past = ByteRange::new(0, catalog.files()[0].bytes + 1, u64::MAX).unwrap();
     for (file, range) in [(0, past), (catalog.files().len(), ByteRange::new(0, 1, 1).unwrap())] {
-        let mut asked = Some(Request { file, range, tag: 0 });
+        let mut asked = Some(Request { file, range, tag: 0, shared: false });
         let outcome = source.stream(&mut || asked.take(), &mut |_, _, _| unreachable!());
         assert!(
             matches!(outcome, Err(SourceError::OutOfRange { file: of, .. }) if of == file),
@@ -88,7 +93,7 @@ pub(super) fn streams_what_was_asked(source: &dyn Source, catalog: &Catalog) {
 pub(super) fn truncated_after_one_piece(source: &dyn Source, catalog: &Catalog) -> (SourceError, u64) {
     let entry = &catalog.files()[0];
     let range = ByteRange::new(0, entry.bytes, entry.bytes).unwrap();
-    let mut asked = Some(Request { file: 0, range, tag: 0 });
+    let mut asked = Some(Request { file: 0, range, tag: 0, shared: false });
     let mut delivered = 0;
     let mut deliver = |_: Request, _: u64, piece: &[u8]| {
         delivered += piece.len() as u64;

@@ -70,7 +70,7 @@ impl Source for MappedFiles {
         deliver: Deliver<'_>,
     ) -> Result<(), SourceError> {
         let mut ahead = Ahead::new(next);
-        while let Some(request) = ahead.next(&|request| self.opened.announce(request)) {
+        while let Some(request) = ahead.next(&|request| self.opened.announce(request.file, request.range)) {
             let (map, opened, start, _) = self.place(request.file, request.range)?;
             let mut begin = start;
             for (at, len) in pieces(request.range) {
@@ -173,7 +173,7 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| {
-                    let mut asked = Some(Request { file: 0, range, tag: 0 });
+                    let mut asked = Some(Request { file: 0, range, tag: 0, shared: false });
                     let mut pieces = 0;
                     let mut deliver = |_: Request, _: u64, piece: &[u8]| {
                         pieces += 1;

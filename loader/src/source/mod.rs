@@ -15,7 +15,7 @@ mod open;
 mod opened;
 mod read;
 
-pub use by_file::ByFile;
+pub use by_file::{ByFile, SourcesOf};
 pub use choice::{Choice, HostFacts, Io, Reason, Way, choose, summary};
 pub use direct::{DirectError, DirectFiles, DirectOptions, DirectRefused};
 pub use facts::{FileFacts, FileSystem};
@@ -38,6 +38,9 @@ pub struct Request {
     pub range: ByteRange,
     /// The caller's own number for it.
     pub tag: u64,
+    /// Whether other processes of this host want some of these bytes too. Where they are few, somebody says what of them is to be
+    /// [read ahead](Source::read_ahead).
+    pub shared: bool,
 }
 
 /// What takes the pieces: each with the request that it belongs to and its first byte in the file.
@@ -59,6 +62,11 @@ pub trait Source: Sync {
         next: &mut dyn FnMut() -> Option<Request>,
         deliver: Deliver<'_>,
     ) -> Result<(), SourceError>;
+
+    /// Says that some process of this host will soon ask for these bytes, which are [shared](Request::shared). Only advice.
+    fn read_ahead(&self, file: usize, range: ByteRange) {
+        let _ = (file, range);
+    }
 
     /// The bytes `range` of file number `file` where they lie mapped into memory; `None` where they do not. Whether they were
     /// there all the time is known when all is read, from [`check_unchanged`](Self::check_unchanged).
@@ -90,7 +98,7 @@ pub fn read_run(
     range: ByteRange,
     deliver: &mut dyn FnMut(u64, &[u8]) -> ControlFlow<()>,
 ) -> Result<(), SourceError> {
-    let mut request = Some(Request { file, range, tag: 0 });
+    let mut request = Some(Request { file, range, tag: 0, shared: false });
     source.stream(&mut || request.take(), &mut |_, at, piece| deliver(at, piece))
 }
 

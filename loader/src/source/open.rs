@@ -2,7 +2,7 @@
 
 use super::{
     ByFile, Choice, DirectError, DirectFiles, DirectOptions, FileFacts, HostFacts, Io, MappedFiles,
-    ReadFiles, Source, SourceError, Way, choose, summary,
+    ReadFiles, Source, SourceError, SourcesOf, Way, choose, summary,
 };
 use crate::device::{Device, HostDevice};
 use shardwright_planner::checkpoint::Catalog;
@@ -39,16 +39,16 @@ pub fn open(catalog: &Catalog, io: Io, shared: bool, threads: usize) -> Result<O
         .collect::<Result<_, SourceError>>()?;
     let mut notes = Vec::new();
     let mut direct = None;
-    if chosen.iter().any(|(_, choice)| choice.way == Way::Direct) {
+    if chosen.iter().any(|(_, choice)| matches!(choice.way, Way::Direct | Way::Shared)) {
         let options = DirectOptions::for_threads(threads);
-        let opened = DirectFiles::open_only(catalog, &read_by(&chosen, Way::Direct), options);
+        let opened = DirectFiles::open_only(catalog, &read_by(&chosen, &[Way::Direct, Way::Shared]), options);
         match opened {
             Ok(files) => direct = Some(files),
             Err(DirectError::Source(error)) => return Err(error),
             Err(DirectError::Refused(refused)) => {
                 notes.push(format!("reading through the page cache instead of directly: {refused}"));
                 for (_, choice) in &mut chosen {
-                    if choice.way == Way::Direct {
+                    if matches!(choice.way, Way::Direct | Way::Shared) {
                         choice.way = Way::Read;
                     }
                 }
@@ -61,22 +61,29 @@ pub fn open(catalog: &Catalog, io: Io, shared: bool, threads: usize) -> Result<O
     if let Some(files) = direct {
         sources.push((Way::Direct, Box::new(files)));
     }
-    if any(Way::Read) {
+    if any(Way::Read) || any(Way::Shared) {
         let cached = |file: usize| {
             chosen
                 .get(file)
                 .is_some_and(|(facts, _)| facts.cached_bytes.is_some_and(|cached| cached >= facts.bytes))
         };
-        let files = ReadFiles::open_only(catalog, &read_by(&chosen, Way::Read))?.with_cached(&cached);
+        let files = ReadFiles::open_only(catalog, &read_by(&chosen, &[Way::Read, Way::Shared]))?
+            .with_cached(&cached)
+            .with_parts(&read_by(&chosen, &[Way::Shared]));
         sources.push((Way::Read, Box::new(files)));
     }
     if any(Way::Mmap) {
-        sources.push((Way::Mmap, Box::new(MappedFiles::open_only(catalog, &read_by(&chosen, Way::Mmap))?)));
+        sources
+            .push((Way::Mmap, Box::new(MappedFiles::open_only(catalog, &read_by(&chosen, &[Way::Mmap]))?)));
     }
-    let place = |(_, choice): &(FileFacts, Choice)| {
-        sources.iter().position(|(way, _)| *way == choice.way).unwrap_or(0)
-    };
-    let of_file: Vec<usize> = chosen.iter().map(place).collect();
+    let number = |way: Way| sources.iter().position(|(of, _)| *of == way).unwrap_or(0);
+    let of_file: Vec<SourcesOf> = chosen
+        .iter()
+        .map(|(_, choice)| match choice.way {
+            Way::Shared => SourcesOf { own: number(Way::Direct), shared: number(Way::Read) },
+            way => SourcesOf { own: number(way), shared: number(way) },
+        })
+        .collect();
     let mut sources: Vec<Box<dyn Source>> = sources.into_iter().map(|(_, source)| source).collect();
     let source = match sources.len() {
         1 => sources.remove(0),
@@ -85,7 +92,7 @@ pub fn open(catalog: &Catalog, io: Io, shared: bool, threads: usize) -> Result<O
     Ok(Opened { source, how, notes })
 }
 
-/// Whether a file, by its number, is to be read this way.
-fn read_by(chosen: &[(FileFacts, Choice)], way: Way) -> impl Fn(usize) -> bool {
-    move |file| chosen.get(file).is_some_and(|(_, choice)| choice.way == way)
+/// Whether a file, by its number, is to be read in one of these ways.
+fn read_by(chosen: &[(FileFacts, Choice)], ways: &[Way]) -> impl Fn(usize) -> bool {
+    move |file| chosen.get(file).is_some_and(|(_, choice)| ways.contains(&choice.way))
 }

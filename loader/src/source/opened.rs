@@ -1,6 +1,6 @@
 //! A checkpoint's files, opened, and which files they were then.
 
-use super::{Request, SourceError};
+use super::SourceError;
 use rustix::fs::{Advice, OFlags};
 use shardwright_planner::checkpoint::{ByteRange, Catalog, CatalogFile};
 use std::{
@@ -49,9 +49,9 @@ impl OpenedFiles {
     }
 
     /// Has the kernel begin to read what will be wanted. What does not exist is reported when it is read.
-    pub(super) fn announce(&self, request: Request) {
-        if let Ok(file) = self.file(request.file, request.range) {
-            file.read_ahead(request.range);
+    pub(super) fn announce(&self, file: usize, range: ByteRange) {
+        if let Ok(file) = self.file(file, range) {
+            file.read_ahead(range);
         }
     }
 
@@ -116,6 +116,11 @@ impl OpenedFile {
     /// Says that it is read from front to back. Only advice: nothing is lost where nobody takes it.
     pub(super) fn advise_sequential(&self) {
         let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::Sequential);
+    }
+
+    /// Says that what is not asked to be read ahead is not to be. Only advice.
+    pub(super) fn advise_random(&self) {
+        let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::Random);
     }
 
     fn read_ahead(&self, range: ByteRange) {

@@ -7,10 +7,13 @@
 use super::{
     Deliver, PIECE_BYTES, Request, Source, SourceError,
     ahead::{Ahead, pieces},
-    opened::OpenedFiles,
+    opened::{OpenedFile, OpenedFiles},
 };
 use rustix::fs::OFlags;
-use shardwright_planner::checkpoint::Catalog;
+use shardwright_planner::checkpoint::{ByteRange, Catalog};
+
+/// Shared requests below this are not read ahead one by one.
+const LEAST_AHEAD_BYTES: u64 = 64 << 10;
 
 /// Files of a checkpoint, read with `pread`.
 #[derive(Debug)]
@@ -49,9 +52,18 @@ impl ReadFiles {
         Self { cached, ..self }
     }
 
+    /// The same, with files of which only a part is read through the page cache: the kernel does not read on by itself.
+    pub(super) fn with_parts(self, is_part: &dyn Fn(usize) -> bool) -> Self {
+        for (_, file) in self.files.all().iter().enumerate().filter(|(number, _)| is_part(*number)) {
+            file.iter().for_each(OpenedFile::advise_random);
+        }
+        self
+    }
+
     fn announce(&self, request: Request) {
-        if self.cached.get(request.file) != Some(&true) {
-            self.files.announce(request);
+        // Of stripes that several processes have, whole rows are read ahead.
+        if !request.shared || request.range.len() >= LEAST_AHEAD_BYTES {
+            self.read_ahead(request.file, request.range);
         }
     }
 }
@@ -77,6 +89,12 @@ impl Source for ReadFiles {
         Ok(())
     }
 
+    fn read_ahead(&self, file: usize, range: ByteRange) {
+        if self.cached.get(file) != Some(&true) {
+            self.files.announce(file, range);
+        }
+    }
+
     fn check_unchanged(&self) -> Result<(), SourceError> {
         self.files.check_unchanged()
     }
@@ -85,7 +103,6 @@ impl Source for ReadFiles {
 #[cfg(test)]
 mod tests {
     use super::{super::fixture, *};
-    use shardwright_planner::checkpoint::ByteRange;
 
     #[test]
     fn each_request_gives_its_bytes_in_order() {
@@ -119,7 +136,7 @@ mod tests {
         let catalog = Catalog::open(folder.path()).unwrap();
         let files = ReadFiles::open_only(&catalog, &|_| false).unwrap();
         let range = ByteRange::new(0, 1, 1).unwrap();
-        let mut request = Some(Request { file: 0, range, tag: 0 });
+        let mut request = Some(Request { file: 0, range, tag: 0, shared: false });
         let error = files
             .stream(&mut || request.take(), &mut |_, _, _| std::ops::ControlFlow::Continue(()))
             .unwrap_err();

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::fixture::{planned, planned_as};
-use shardwright_planner::plan::CastDtype;
-use std::collections::BTreeMap;
+use shardwright_planner::plan::{CastDtype, Plan};
+use std::collections::{BTreeMap, BTreeSet};
 
 const CHECKPOINTS: [&str; 3] = ["llama-odd-vocab-bf16", "qwen2-bf16", "mistral-f32"];
 
@@ -59,13 +59,9 @@ fn touch(pass: &Pass<'_>, schedules: &[Schedule], windows: &[u64], touched: &mut
 #[test]
 fn every_byte_is_read_once_and_handed_to_all_who_hold_it() {
     for name in CHECKPOINTS {
-        for (dp, pp, tp, cast) in [
-            (1, 1, 1, None),
-            (1, 1, 4, None),
-            (2, 2, 2, None),
-            (1, 1, 4, Some(CastDtype::F16)),
-            (2, 1, 2, Some(CastDtype::F32)),
-        ] {
+        for (dp, pp, tp, cast) in
+            [(1, 1, 1, None), (1, 1, 4, None), (2, 2, 2, None), (1, 1, 2, Some(CastDtype::F32))]
+        {
             let (plan, catalog) = planned_as(name, dp, pp, tp, cast);
             let casts = Casts::new(&plan, &catalog).unwrap();
             let batches = Batches::new(&plan, &catalog).unwrap();
@@ -105,6 +101,89 @@ fn every_byte_is_read_once_and_handed_to_all_who_hold_it() {
                 assert!(all.summed.values().all(|&times| times == 1));
             }
         }
+    }
+}
+
+#[test]
+fn processes_of_a_host_share_what_they_read_among_them() {
+    let with_others: fn(u32) -> Answers = |world| Answers::WithOthers { world };
+    for (name, dp, tp, cast, answers_of) in [
+        ("llama-odd-vocab-bf16", 1, 4, None, with_others),
+        ("llama-odd-vocab-bf16", 1, 4, None, |_| Answers::ForNothing),
+        ("qwen2-bf16", 2, 2, None, with_others),
+        ("mistral-f32", 1, 2, Some(CastDtype::F16), with_others),
+    ] {
+        let alone_bytes = share(planned_as(name, dp, 1, tp, cast), answers_of);
+        // Another copy of the model has each slice too.
+        assert_eq!(alone_bytes > 0, dp == 1);
+    }
+}
+
+/// One process for each rank, all on one host: what each reads by itself nobody else reads, and of the rest every byte that anybody
+/// wants in stripes is read ahead once.
+fn share((plan, catalog): (Plan, Catalog), answers_of: fn(u32) -> Answers) -> u32 {
+    let casts = Casts::new(&plan, &catalog).unwrap();
+    let batches = Batches::new(&plan, &catalog).unwrap();
+    let world = plan.mesh.world_size();
+    let neighbours: Vec<u32> = (0..world).collect();
+    // By tensor and byte: how often it is read alone, read with others, and read ahead.
+    let mut touched: BTreeMap<(usize, u64), [u32; 3]> = BTreeMap::new();
+    let mut stripes = BTreeSet::new();
+    for rank in 0..world {
+        let schedules = [Schedule::new(&plan, &catalog, rank).unwrap()];
+        for tensor in &schedules[0].tensors {
+            if tensor.pieces.iter().flat_map(|piece| &piece.rows).any(|rows| rows.runs > 1) {
+                stripes.insert(tensor.id);
+            }
+        }
+        let pass = Pass::new(&schedules, &[5000], &batches, (&catalog, &casts), answers_of(world));
+        let mut pass = pass.beside(&neighbours, &batches, world);
+        pass.grain = Grain { block: 700, least_alone: 300 };
+        for unit in &pass.units {
+            let mut count = |tensor: usize, run: Range<u64>, kind: usize| {
+                run.for_each(|at| touched.entry((tensor, at)).or_default()[kind] += 1);
+            };
+            for span in &unit.spans {
+                let with_others = pass.wanted_with_others(span);
+                // The same bytes, in order.
+                let mut joined: Vec<Range<u64>> = Vec::new();
+                for (run, shared) in with_others {
+                    count(pass.tensors[span.tensor].id, run.clone(), usize::from(shared));
+                    match joined.last_mut() {
+                        Some(last) if last.end == run.start => last.end = run.end,
+                        _ => joined.push(run),
+                    }
+                }
+                assert_eq!(joined, pass.wanted(span));
+            }
+            pass.read_ahead(unit).into_iter().for_each(|(tensor, run)| count(tensor, run, 2));
+        }
+    }
+    let (mut alone_bytes, mut striped_bytes) = (0, 0);
+    for ((tensor, at), [alone, shared, ahead]) in touched {
+        let what = format!("tensor {tensor}, byte {at}: alone {alone}, shared {shared}, ahead {ahead}");
+        assert!(alone == 0 || (alone, shared, ahead) == (1, 0, 0), "{what}");
+        let striped = shared > 0 && stripes.contains(&tensor);
+        assert_eq!(ahead, u32::from(striped), "{what}");
+        alone_bytes += alone;
+        striped_bytes += ahead;
+    }
+    assert!(striped_bytes > 0);
+    alone_bytes
+}
+
+#[test]
+fn a_process_that_has_all_ranks_of_a_host_shares_nothing() {
+    let (plan, catalog) = planned("llama-bf16", 1, 1, 2);
+    let batches = Batches::new(&plan, &catalog).unwrap();
+    let schedules = [0, 1].map(|rank| Schedule::new(&plan, &catalog, rank).unwrap());
+    let casts = Casts::none(&catalog);
+    let pass =
+        Pass::new(&schedules, &[5000; 2], &batches, (&catalog, &casts), Answers::WithOthers { world: 2 });
+    let pass = pass.beside(&[0, 1], &batches, 2);
+    for unit in &pass.units {
+        assert_eq!(pass.read_ahead(unit), []);
+        assert!(unit.spans.iter().flat_map(|span| pass.wanted_with_others(span)).all(|(_, shared)| !shared));
     }
 }
 

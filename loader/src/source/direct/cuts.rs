@@ -121,7 +121,7 @@ mod tests {
 
     fn request(tag: usize, file: usize, start: u64, len: u64) -> Request {
         let range = ByteRange::new(start, start + len, u64::MAX).unwrap();
-        Request { file, range, tag: tag as u64 }
+        Request { file, range, tag: tag as u64, shared: false }
     }
 
     fn cut(requests: &[Request], most: u64) -> (Vec<Cut>, Result<(), SourceError>) {

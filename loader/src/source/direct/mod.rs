@@ -123,7 +123,7 @@ impl DirectFiles {
         let begin = |(number, file): (usize, &Option<DirectFile>)| {
             let length = file.as_ref()?.bytes;
             let range = ByteRange::new(0, length.min(self.unit as u64), length)?;
-            Some(Request { file: number, range, tag: 0 })
+            Some(Request { file: number, range, tag: 0, shared: false })
         };
         let mut requests = self.files.iter().enumerate().filter_map(begin);
         let read = self.stream(&mut || requests.next(), &mut |_, _, _| ControlFlow::Continue(()));

@@ -44,7 +44,7 @@ fn open(entries: &[CatalogFile], options: DirectOptions) -> Option<DirectFiles> 
 }
 
 fn request(tag: u64, file: usize, start: u64, stop: u64) -> Request {
-    Request { file, range: ByteRange::new(start, stop, u64::MAX).unwrap(), tag }
+    Request { file, range: ByteRange::new(start, stop, u64::MAX).unwrap(), tag, shared: false }
 }
 
 const SMALL: DirectOptions = DirectOptions { threads: 1, slot_bytes: 8192, depth: 3 };
