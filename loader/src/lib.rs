@@ -12,7 +12,8 @@
 //! 7. [`manifest`]: fingerprints that were made once
 //! 8. [`hold`]: what was loaded, for other processes of the host
 //!
-//! Beside them stand [`launch`], which rank this process is and how ranks find each other; [`trace`], a timeline of the above;
+//! Beside them stand [`launch`], which rank this process is and how ranks find each other; [`numa`], which CPUs are near a
+//! device; [`trace`], a timeline of the above;
 //! and [`detect`], which machine this is.
 
 pub mod cast;
@@ -26,6 +27,7 @@ pub mod hold;
 pub mod launch;
 pub mod load;
 pub mod manifest;
+pub mod numa;
 pub mod schedule;
 pub mod source;
 pub mod tensors;

@@ -20,6 +20,11 @@ pub trait Device: Send + Sync {
     /// What it is, for people: `host`, `cuda:0`. Devices of one name share their memory.
     fn name(&self) -> String;
 
+    /// The NUMA node that it hangs on, where the system says one.
+    fn numa_node(&self) -> Option<u32> {
+        None
+    }
+
     /// Bytes that can be allocated now, where the device knows.
     ///
     /// # Errors

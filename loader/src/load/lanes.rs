@@ -10,6 +10,7 @@ use super::{
 use crate::{
     device::{DeviceMemory, Filling},
     fingerprint::Fingerprint,
+    numa::NumaNodes,
     schedule::{Answers, Pass, Rows, Unit},
     tensors::{Tensors, Wanted},
     trace::{Tracer, Track},
@@ -47,6 +48,8 @@ pub(super) struct Lanes<'a> {
     pub(super) flip: Option<(usize, u64)>,
     /// Called again and again; an error ends the reading with it.
     pub(super) step: &'a (dyn Fn() -> Result<(), LoadError> + Sync),
+    /// The NUMA nodes of the ranks' devices, which threads take in turn.
+    pub(super) near: (&'a NumaNodes, &'a [u32]),
 }
 
 /// What the threads have in common.
@@ -66,6 +69,9 @@ impl Lanes<'_> {
     pub(super) fn run(&self, threads: usize, failed: &(dyn Fn(&LoadError) + Sync)) -> Result<(), LoadError> {
         let common = Common::default();
         let lane = |number: usize| {
+            let (numa, nodes) = self.near;
+            let turn = number.checked_rem(nodes.len()).and_then(|turn| nodes.get(turn)).copied();
+            let _near = numa.stay(turn);
             let track = Track {
                 rank: self.memories.first().map_or(0, |(rank, _)| *rank),
                 lane: format!("reader {number}"),

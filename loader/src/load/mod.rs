@@ -27,6 +27,7 @@ use crate::{
     collective::{Communicator, Lifeline},
     device::{Device, DeviceError, DeviceMemory},
     manifest::Manifest,
+    numa::NumaNodes,
     schedule::{Answers, Batches, Pass, Schedule, ScheduleError},
     source::Source,
     tensors::Tensors,
@@ -142,7 +143,9 @@ pub fn load(
     let Prepared { schedules, batches, chosen, casts } = &prepared;
     let tensors = &Tensors::new(catalog, casts, source);
     let job = Job { plan, tensors, options, batches, chosen };
-    let mut seated = seat_all(schedules, seats, options.verify.is_some())?;
+    let numa = NumaNodes::of_host();
+    let nodes = numa.of_devices(seats.iter().map(|seat| seat.device));
+    let mut seated = seat_all(schedules, seats, options.verify.is_some(), &numa)?;
 
     let world = plan.mesh.world_size();
     let answers = match seated.first() {
@@ -165,7 +168,9 @@ pub fn load(
             lifelines.push((rank, seated.lifeline.clone()));
             memories.push((rank, Arc::clone(&seated.memory)));
             let (job, arrivals) = (&job, &arrivals);
+            let numa = &numa;
             let follow = move || {
+                let _near = numa.stay(seated.numa_node);
                 let outcome = job.follow(number, seated, arrivals);
                 if outcome.is_err() {
                     arrivals.stop();
@@ -193,6 +198,7 @@ pub fn load(
             tracer: &options.tracer,
             flip: options.flip_byte_of.and_then(|rank| byte_to_flip(schedules, rank)),
             step: &step,
+            near: (&numa, &nodes),
         };
         // The others are told at once, whatever the device of the rank that failed is still busy with.
         let tell = |error: &LoadError| {
@@ -227,11 +233,12 @@ fn seat_all<'a>(
     schedules: &'a [Schedule],
     seats: Vec<Seat<'_>>,
     verifies: bool,
+    numa: &NumaNodes,
 ) -> Result<Vec<Seated<'a>>, LoadError> {
     let outcomes = std::thread::scope(|scope| {
         let mut threads = Vec::with_capacity(seats.len());
         for (schedule, seat) in schedules.iter().zip(seats) {
-            threads.push((seat.rank, scope.spawn(move || Seated::new(schedule, seat, verifies))));
+            threads.push((seat.rank, scope.spawn(move || Seated::new(schedule, seat, verifies, numa))));
         }
         joined(threads)
     });

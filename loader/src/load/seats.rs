@@ -8,6 +8,7 @@ use crate::{
     collective::{CollectiveError, Communicator, Lifeline, Reduce},
     device::DeviceMemory,
     fingerprint::Fingerprint,
+    numa::NumaNodes,
     schedule::{Batches, Schedule},
     tensors::Tensors,
     trace::{Traced, Track},
@@ -38,6 +39,8 @@ pub(super) struct Seated<'a> {
     pub(super) lifeline: Option<Lifeline>,
     /// The ranks that share this host.
     pub(super) neighbours: Vec<u32>,
+    /// The NUMA node of its device, where it has one.
+    pub(super) numa_node: Option<u32>,
     begin: Instant,
 }
 
@@ -49,7 +52,12 @@ pub(super) struct Done {
 
 impl<'a> Seated<'a> {
     /// Finds the devices together and allocates the rank's memory; tells the others if that cannot be.
-    pub(super) fn new(schedule: &'a Schedule, seat: Seat<'_>, verifies: bool) -> Result<Self, LoadError> {
+    pub(super) fn new(
+        schedule: &'a Schedule,
+        seat: Seat<'_>,
+        verifies: bool,
+        numa: &NumaNodes,
+    ) -> Result<Self, LoadError> {
         let Seat { rank, device, mut communicator } = seat;
         let together = |source| LoadError::Collective { rank, source };
         let neighbours = communicator.as_deref_mut().map(neighbours).transpose().map_err(together)?;
@@ -59,6 +67,9 @@ impl<'a> Seated<'a> {
             Some(control) if verifies => Some(device.connect(control).map_err(on_device)?),
             control => control,
         };
+        let numa_node = device.numa_node();
+        // Pinned buffers lie on the node of the thread that asks for them.
+        let _near = numa.stay(numa_node);
         let begin = Instant::now();
         let memory = device.allocate(schedule.memory_bytes).map_err(on_device).inspect_err(|error| {
             if let Some(communicator) = &mut communicator {
@@ -67,7 +78,7 @@ impl<'a> Seated<'a> {
         })?;
         let lifeline = communicator.as_deref().map(Communicator::lifeline);
         let neighbours = neighbours.unwrap_or_default();
-        Ok(Self { schedule, memory: memory.into(), communicator, lifeline, neighbours, begin })
+        Ok(Self { schedule, memory: memory.into(), communicator, lifeline, neighbours, numa_node, begin })
     }
 
     /// Its weights, when all is done.

@@ -15,6 +15,7 @@ use shardwright_loader::{
     launch::{Address, Details, Launched, Rendezvous, launched},
     load::{LoadError, LoadOptions, Seat, cores},
     manifest::Manifest,
+    numa::NumaNodes,
     source::{Io, Opened, open},
 };
 use shardwright_planner::{checkpoint::Catalog, plan::Plan};
@@ -141,6 +142,8 @@ impl Crew {
         };
         let (catalog, files, devices) = prepared?;
         notes.extend(files.notes.iter().cloned());
+        let numa = NumaNodes::of_host();
+        notes.extend(numa.in_words(&numa.of_devices(devices.iter().map(AsRef::as_ref))));
         let members = here
             .into_iter()
             .zip(devices)

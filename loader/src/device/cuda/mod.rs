@@ -16,7 +16,7 @@ mod sums;
 pub use driver::{CudaError, Driver, Gpu};
 
 use super::{Device, DeviceError, DeviceMemory};
-use crate::{collective::Communicator, trace::Tracer};
+use crate::{collective::Communicator, numa::node_of_pci, trace::Tracer};
 use driver::{Context, IpcHandle};
 use memory::CudaMemory;
 use nccl::NcclCommunicator;
@@ -88,6 +88,10 @@ impl CudaDevice {
 impl Device for CudaDevice {
     fn name(&self) -> String {
         driver::gpu_name(self.context.gpu().ordinal)
+    }
+
+    fn numa_node(&self) -> Option<u32> {
+        node_of_pci(&self.context.gpu().pci)
     }
 
     fn available_bytes(&self) -> Result<Option<u64>, DeviceError> {
