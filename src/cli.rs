@@ -1,5 +1,6 @@
 //! What can be asked of shardwright.
 
+use crate::commands::layouts::{CONCURRENCY, UTILIZATION};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use shardwright_planner::{plan::CastDtype, topology::Bytes};
 use std::path::PathBuf;
@@ -174,13 +175,13 @@ pub(crate) struct Layouts {
     #[arg(long, value_name = "TOKENS", value_parser = tokens, help_heading = "Workload")]
     pub(crate) prompt_len: Option<u64>,
     /// Sequences at a time
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=1_000_000), help_heading = "Workload")]
+    #[arg(long, value_name = "N", default_value_t = CONCURRENCY, value_parser = clap::value_parser!(u64).range(1..=1_000_000), help_heading = "Workload")]
     pub(crate) concurrency: u64,
     /// What keys and values are kept in: auto is what the weights are computed in
     #[arg(long, value_enum, default_value_t = CacheDtype::Auto, help_heading = "Workload")]
     pub(crate) kv_cache_dtype: CacheDtype,
     /// What share of each GPU's memory may be used
-    #[arg(long, value_name = "SHARE", default_value_t = 0.9, value_parser = share, help_heading = "Workload")]
+    #[arg(long, value_name = "SHARE", default_value_t = UTILIZATION, value_parser = share, help_heading = "Workload")]
     pub(crate) gpu_memory_utilization: f64,
     /// Cast floats to this dtype as they are loaded; what belongs to packed weights keeps its own
     #[arg(long, value_enum, value_name = "DTYPE", help_heading = "Workload")]
@@ -200,6 +201,15 @@ pub(crate) struct Layouts {
     /// Hold the modules that this glob matches whole on every rank, a vision tower for example
     #[arg(long, value_name = "GLOB", help_heading = "Choice")]
     pub(crate) replicate: Vec<String>,
+    /// Fit what is assumed to what was measured on this machine with this model: a YAML list of points, or what nccl-tests prints
+    #[arg(long, value_name = "FILE", conflicts_with = "what_if", help_heading = "Assumptions")]
+    pub(crate) calibrate: Option<PathBuf>,
+    /// Assume what this file says, as --save-assumptions writes it
+    #[arg(long, value_name = "FILE", help_heading = "Assumptions")]
+    pub(crate) assumptions: Option<PathBuf>,
+    /// Write what is assumed into this file
+    #[arg(long, value_name = "FILE", help_heading = "Assumptions")]
+    pub(crate) save_assumptions: Option<PathBuf>,
     /// Show all layouts, not just the first ones
     #[arg(long, help_heading = "Output")]
     pub(crate) all: bool,
@@ -252,7 +262,7 @@ pub(crate) struct Plan {
     /// That many nodes of the same kind
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Machine")]
     pub(crate) nodes: Option<u32>,
-    /// Ranks that share each layer [default: as many as there are GPUs for, within a node; 1 on host]
+    /// Ranks that share each layer [default: the first that `shardwright layouts` lists with these stages and copies]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Layout")]
     pub(crate) tp: Option<u32>,
     /// Pipeline stages

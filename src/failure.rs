@@ -20,6 +20,7 @@ use shardwright_planner::{
     layouts::LayoutsError,
     mesh::MeshError,
     model::ConfigError,
+    placement::PlacementError,
     plan::{PlanError, StaleError},
     planning::BuildError,
     quantisation::QuantisationError,
@@ -160,6 +161,12 @@ impl From<FamilyError> for Failure {
 impl From<MeshError> for Failure {
     fn from(error: MeshError) -> Self {
         Self::new(Kind::Usage, error)
+    }
+}
+
+impl From<PlacementError> for Failure {
+    fn from(error: PlacementError) -> Self {
+        Self::new(Kind::No, &error).with_help(error.help())
     }
 }
 

@@ -19,6 +19,7 @@
 #![deny(unsafe_code)]
 
 pub mod adapter;
+pub mod calibration;
 pub mod checkpoint;
 pub mod cost;
 pub mod glob;

@@ -5,7 +5,7 @@ mod check;
 mod demo;
 mod explain;
 mod inspect;
-mod layouts;
+pub(crate) mod layouts;
 mod load;
 mod placement;
 mod plan;

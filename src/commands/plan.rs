@@ -2,6 +2,7 @@
 
 use crate::{
     cli,
+    commands::layouts::{assumptions, default_workload},
     failure::{Failure, Kind},
     figures,
     inputs::{absolute, config, topology},
@@ -20,12 +21,14 @@ use shardwright_planner::{
     adapter::{ADAPTER_CONFIG_NAME, plan_adapter},
     checkpoint::Catalog,
     cost::{MemoryUse, collectives, memory_per_rank},
+    layouts::{Goal, Judged, LayoutRequest, layouts},
     mesh::Mesh,
     model::CONFIG_NAME,
     plan::{CastDtype, Groups, Plan, TensorGroup},
     planning::{PlanRequest, Sharing, build},
     quote::escaped,
     rules::{Families, UserRules},
+    serving::Layout,
     size::{Size, count},
     topology::{Bandwidth, EdgeKind, Topology},
 };
@@ -43,7 +46,7 @@ pub(crate) fn run(args: &cli::Plan, out: &mut dyn Write) -> Result<(), Failure> 
     if let Some(base) = &args.base {
         let base = Plan::read(base)?;
         let plan = plan_adapter(&catalog, &absolute(&args.checkpoint)?, &base, cast)?;
-        return show(args, &plan, &format!("the machine of its base, {}", base.topology), false, out);
+        return show(args, &plan, &format!("the machine of its base, {}", base.topology), None, out);
     }
     if catalog.folder().join(ADAPTER_CONFIG_NAME).is_file() && !catalog.folder().join(CONFIG_NAME).exists() {
         let message = format!("{} holds an adapter, not a model", args.checkpoint.display());
@@ -55,9 +58,25 @@ pub(crate) fn run(args: &cli::Plan, out: &mut dyn Write) -> Result<(), Failure> 
     let user = user.with_replicated(&args.replicate)?;
     let families = Families::built_in()?;
     let machine = machine(args)?;
-    let (tp, chosen) = match args.tp {
-        Some(tp) => (tp, false),
-        None => (default_tp(&machine, args), true),
+    let (tp, choice) = match args.tp {
+        Some(tp) => (tp, None),
+        None => {
+            let request = LayoutRequest {
+                catalog: &catalog,
+                config: &config,
+                families: &families,
+                user: &user,
+                topology: &machine,
+                cast,
+                workload: &default_workload(&config),
+                assumptions: &assumptions()?,
+                goal: Goal::default(),
+            };
+            match best_tp(args, &request) {
+                Some(tp) => (tp, Some("tp not given: the first that `shardwright layouts` lists")),
+                None => (all_gpus(&machine, args), Some("tp not given: all GPUs of a node")),
+            }
+        }
     };
     let mesh = Mesh::new(args.dp, args.pp, tp)?;
     let path = absolute(&args.checkpoint)?;
@@ -79,7 +98,7 @@ pub(crate) fn run(args: &cli::Plan, out: &mut dyn Write) -> Result<(), Failure> 
     if let Some(path) = &args.fingerprint {
         write_whole(path, &fingerprints(&plan, &catalog)?)?;
     }
-    show(args, &plan, machine.about(), chosen, out)
+    show(args, &plan, machine.about(), choice, out)
 }
 
 /// The fingerprints of all tensors, as a document.
@@ -102,7 +121,7 @@ fn show(
     args: &cli::Plan,
     plan: &Plan,
     machine: &str,
-    tp_was_chosen: bool,
+    choice: Option<&str>,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     if let Some(output) = &args.output {
@@ -112,7 +131,7 @@ fn show(
     if args.json {
         return print_json(out, &as_json(plan, &uses)?);
     }
-    print_plan(plan, machine, &uses, tp_was_chosen, out)?;
+    print_plan(plan, machine, &uses, choice, out)?;
     match &args.output {
         Some(output) => writeln!(out, "plan written to {}", output.display())?,
         None => writeln!(out, "plan not written: give -o FILE")?,
@@ -125,8 +144,23 @@ fn machine(args: &cli::Plan) -> Result<Topology, Failure> {
     topology(&args.topology, args.nodes, devices)
 }
 
+/// The best number of ranks that share each layer, with the stages and copies that are asked for; `None` where nothing fits, or
+/// what does not divide is to be dealt all the same, which layouts are not searched for.
+fn best_tp(args: &cli::Plan, request: &LayoutRequest<'_>) -> Option<u32> {
+    if args.uneven || !args.weights.is_empty() {
+        return None;
+    }
+    let found = layouts(request).ok()?;
+    let is_asked = |judged: &&Judged| {
+        let Layout { pp, dp, expert_parallel, .. } = judged.layout;
+        (pp, dp, expert_parallel) == (args.pp, args.dp, args.expert_parallel)
+    };
+    let mut asked = found.judged.iter().filter(is_asked).filter(|judged| judged.memory.lacks == 0);
+    asked.next().map(|judged| judged.layout.tp)
+}
+
 /// All GPUs of a node work on one layer, unless its stages or copies must share the node.
-fn default_tp(machine: &Topology, args: &cli::Plan) -> u32 {
+fn all_gpus(machine: &Topology, args: &cli::Plan) -> u32 {
     let groups = args.pp.saturating_mul(args.dp);
     let gpus = u32::try_from(machine.gpus().len()).unwrap_or(u32::MAX);
     let node = u32::try_from(machine.gpus_per_node()).unwrap_or(u32::MAX);
@@ -137,12 +171,12 @@ fn print_plan(
     plan: &Plan,
     machine: &str,
     uses: &[MemoryUse],
-    tp_was_chosen: bool,
+    choice: Option<&str>,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     let mesh = plan.mesh;
     writeln!(out, "{}", plan.model)?;
-    let why = if tp_was_chosen { " (tp not given: all GPUs of a node)" } else { "" };
+    let why = choice.map_or(String::new(), |choice| format!(" ({choice})"));
     writeln!(
         out,
         "tp {} × pp {} × dp {} = {} on {}, family {}{why}",

@@ -175,3 +175,47 @@ fn bad_input_is_refused_with_what_would_do() {
     refused(&["--prices", "/nowhere"], 3, &["cannot read /nowhere"]);
     refused(&["--what-if", "dgx-h1000"], 3, &["`dgx-h1000` is no built-in topology"]);
 }
+
+#[test]
+fn what_is_assumed_is_fitted_to_what_was_measured() {
+    let checkpoint = llama();
+    let [points, fitted] = ["points.yaml", "fitted.yaml"].map(|name| checkpoint.beside(name));
+    let written = "
+- all-reduce: { gpus: 8, bytes: 65536, us: 22 }
+- all-reduce: { gpus: 8, bytes: 1073741824, us: 5200 }
+- kv-tokens: { tp: 8, utilization: 0.9, tokens: 1300000 }
+- tokens-per-second: { tp: 8, concurrency: 1, context-len: 1024, tokens-per-second: 80 }
+- tokens-per-second: { tp: 8, concurrency: 64, context-len: 1024, tokens-per-second: 3800 }
+";
+    fs::write(&points, written).unwrap();
+    let machine = ["--topology", "dgx-h100"];
+    let args = ["--calibrate", text(&points), "--save-assumptions", text(&fitted)];
+    let printed = json(&checkpoint, &[&machine[..], &args].concat());
+    let errors = printed["calibration"].as_array().unwrap();
+    let names: Vec<&Value> = errors.iter().map(|errors| &errors["what"]).collect();
+    assert_eq!(names, ["all-reduce", "KV tokens", "tokens/s"]);
+    for errors in errors {
+        let (before, after) = (&errors["median_error_before"], &errors["median_error_after"]);
+        assert!(after.as_f64() < before.as_f64() && after.as_f64() < Some(0.1), "{errors}");
+    }
+    // What was written is read again, and gives the same.
+    let again = json(&checkpoint, &[&machine[..], &["--assumptions", text(&fitted)]].concat());
+    assert_eq!(again["machines"], printed["machines"]);
+
+    let args = ["layouts", text(&checkpoint.path), "--topology", "dgx-h100", "--calibrate", text(&points)];
+    let told = shardwright(&args).succeeded();
+    assert!(told.starts_with("measured    points  off % before  after\nall-reduce       2 "), "{told}");
+
+    fs::write(
+        &points,
+        "- all-reduce: { gpus: 8, bytes: 8, us: 1 }\n- all-reduce: { gpus: 8, bytes: 8, us: 9 }\n",
+    )
+    .unwrap();
+    shardwright(&args)
+        .refused(3, &["points 1 and 2 are of the same thing and contradict each other: 1 and 9", "help: "]);
+    fs::write(&points, "- all-reduce: { gpus: 9, bytes: 8, us: 1 }\n").unwrap();
+    shardwright(&args).refused(1, &["9 ranks need 9 GPUs"]);
+    fs::write(&fitted, "speed: {}\n").unwrap();
+    let args = ["layouts", text(&checkpoint.path), "--topology", "dgx-h100", "--assumptions", text(&fitted)];
+    shardwright(&args).refused(3, &["fitted.yaml: line "]);
+}

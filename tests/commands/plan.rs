@@ -2,7 +2,10 @@
 
 use crate::{
     planned, printed,
-    support::{FIXTURES, fixture, shardwright, slices, text},
+    support::{
+        FIXTURES, fixture, shardwright, slices, text,
+        tiny::{Checkpoint, LLAMA_70B},
+    },
 };
 use std::fs;
 use tempfile::TempDir;
@@ -51,13 +54,25 @@ fn plan_warns_of_a_group_that_crosses_sockets() {
 }
 
 #[test]
-fn plan_chooses_the_gpus_of_a_node() {
-    let path = fixture("llama-bf16");
-    let shown = shardwright(&["plan", text(&path), "--topology", "dgx-h100"]).succeeded();
-    assert!(shown.contains("tp 8 × pp 1 × dp 1 = 8 ranks"), "{shown}");
-    assert!(shown.contains("(tp not given: all GPUs of a node)"), "{shown}");
-    let shown = shardwright(&["plan", text(&path), "--topology", "dgx-h100", "--pp", "2"]).succeeded();
-    assert!(shown.contains("tp 4 × pp 2 × dp 1 = 8 ranks"), "{shown}");
+fn plan_takes_the_first_layout_where_no_tp_is_given() {
+    let checkpoint = Checkpoint::sharded(LLAMA_70B, 30);
+    let path = text(&checkpoint.path);
+    for (pp, tp) in [(1, 8), (2, 4)] {
+        let args = ["plan", path, "--topology", "dgx-h100", "--pp", &pp.to_string()];
+        let printed = shardwright(&args).succeeded();
+        assert!(printed.contains(&format!("\ntp {tp} × pp {pp} × dp 1 = 8 ranks on ")), "{printed}");
+        assert!(
+            printed.contains("(tp not given: the first that `shardwright layouts` lists)\n"),
+            "{printed}"
+        );
+        let listed = shardwright(&["layouts", path, "--topology", "dgx-h100", "--json"]).json();
+        let layouts = listed["machines"][0]["layouts"].as_array().unwrap();
+        let first = layouts.iter().find(|layout| layout["pp"] == pp && layout["dp"] == 1).unwrap();
+        assert_eq!(first["tp"], tp);
+    }
+    // What is dealt unevenly is not searched for: the GPUs of a node.
+    let printed = shardwright(&["plan", path, "--topology", "dgx-h100", "--uneven"]).succeeded();
+    assert!(printed.contains("(tp not given: all GPUs of a node)\n"), "{printed}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::{
     mesh::Mesh,
-    placement::Placement,
+    placement::{Placement, PlacementError, place},
     serving::{Group, Machine},
     topology::{EdgeKind, HubKind, NumberKind, Topology, VertexKind, known_gpu},
 };
@@ -28,6 +28,23 @@ pub(super) struct Unknown {
     pub what: &'static str,
     /// Of which kind of GPU.
     pub kind: String,
+}
+
+/// How `ranks` ranks reach each other that are placed as one tensor-parallel group; `None` for fewer than two.
+///
+/// # Errors
+/// [`PlacementError`] when there are fewer GPUs.
+pub fn group(topology: &Topology, ranks: u32) -> Result<Option<Group>, PlacementError> {
+    let too_few = || PlacementError::TooFewGpus {
+        ranks,
+        topology: topology.name().to_owned(),
+        gpus: topology.gpus().len(),
+        per_node: topology.gpus_per_node(),
+    };
+    let mesh = Mesh::new(1, 1, ranks).map_err(|_| too_few())?;
+    let placement = place(topology, mesh, &[])?;
+    let mut connections = Connections::new(topology);
+    Ok(connections.slowest(placement.groups(mesh).map(<[usize]>::to_vec)))
 }
 
 impl<'a> Connections<'a> {

@@ -10,6 +10,7 @@ mod order;
 mod prices;
 mod search;
 
+pub use connections::group;
 pub use order::Goal;
 pub use prices::{Prices, PricesError, per_million_tokens};
-pub use search::{Judged, LayoutRequest, Layouts, LayoutsError, Out, layouts, longest_context};
+pub use search::{Judged, LayoutRequest, Layouts, LayoutsError, Out, facts, layouts, longest_context};

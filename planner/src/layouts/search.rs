@@ -15,7 +15,7 @@ use crate::{
     plan::{CastDtype, CheckpointIdentity, LayerRange, PLAN_VERSION, Plan},
     planning::{BuildError, Prepared},
     rules::{Decisions, Families, Role, RuleError, UserRules},
-    serving::{Assumptions, Layout, MemoryBudget, Speed, Workload, budget, speed},
+    serving::{Assumptions, Layout, Machine, MemoryBudget, Model, Speed, Workload, budget, speed},
     topology::{NumberKind, Topology},
 };
 use std::collections::BTreeMap;
@@ -144,31 +144,15 @@ type Sharing = (u32, Option<u32>);
 /// # Errors
 /// [`LayoutsError`] when the checkpoint cannot be planned at all; a number of ranks that does not divide is no error.
 pub fn layouts(request: &LayoutRequest<'_>) -> Result<Layouts, LayoutsError> {
-    let LayoutRequest { catalog, config, families, topology, workload, .. } = *request;
+    let LayoutRequest { config, topology, workload, .. } = *request;
     check_context(config, workload.context_len)?;
-    let prepared = Prepared::new(catalog, config, families)?;
-    let one = Shares::equal(1);
-    // What cannot be planned for one rank cannot be planned at all.
-    let whole = prepared.decide(config, request.user, (&one, None), false)?;
-    let numbers = numbers(&prepared, &whole, request.cast);
-    let blocks = Blocks::of(&prepared.modules, whole.layers);
-    let has_experts = whole.of_modules.iter().any(|decision| decision.work.experts.is_some());
-
-    let mut search = Search {
-        request,
-        prepared: &prepared,
-        blocks: &blocks,
-        numbers,
-        decided: BTreeMap::new(),
-        out: Vec::new(),
-        stages: BTreeMap::new(),
-        connections: Connections::new(topology),
-        unknown: None,
-    };
+    let whole = Whole::new(request)?;
+    let has_experts = whole.decisions.of_modules.iter().any(|decision| decision.work.experts.is_some());
+    let mut search = Search::new(request, &whole);
     let gpus = u32::try_from(topology.gpus().len()).unwrap_or(u32::MAX);
     let mut judged = Vec::new();
     for tp in divisors(gpus) {
-        for pp in divisors(gpus / tp).filter(|&pp| u64::from(pp) <= whole.layers.max(1)) {
+        for pp in divisors(gpus / tp).filter(|&pp| u64::from(pp) <= whole.decisions.layers.max(1)) {
             for dp in divisors(gpus / tp / pp) {
                 let mesh = Mesh::new(dp, pp, tp).map_err(|_| PlacementError::TooFewGpus {
                     ranks: u32::MAX,
@@ -192,16 +176,49 @@ pub fn layouts(request: &LayoutRequest<'_>) -> Result<Layouts, LayoutsError> {
             "what the layers keep of tokens is assumed from config.json: the tensors do not tell".to_owned(),
         );
     }
-    let model = ModelSpec { layers: whole.layers, ..prepared.spec.clone() };
+    let model = ModelSpec { layers: whole.decisions.layers, ..whole.prepared.spec.clone() };
     Ok(Layouts { model, judged, out: search.out, notes })
+}
+
+/// The facts of one layout, which its memory and times follow from, with sequences of `context_len` tokens; `None` where the modules
+/// do not divide.
+///
+/// # Errors
+/// [`LayoutsError`] when the checkpoint cannot be planned, or the topology has too few GPUs.
+pub fn facts(
+    request: &LayoutRequest<'_>,
+    mesh: Mesh,
+    context_len: u64,
+) -> Result<Option<(Model, Machine)>, LayoutsError> {
+    let whole = Whole::new(request)?;
+    let mut search = Search::new(request, &whole);
+    let found = search.facts(mesh, false, context_len)?;
+    Ok(found.map(|(model, machine, _)| (model, machine)))
+}
+
+/// What is the same for all layouts of a checkpoint.
+struct Whole {
+    prepared: Prepared,
+    /// For one rank: what cannot be planned for it cannot be planned at all.
+    decisions: Decisions,
+    blocks: Blocks,
+    numbers: NumberKind,
+}
+
+impl Whole {
+    fn new(request: &LayoutRequest<'_>) -> Result<Self, LayoutsError> {
+        let prepared = Prepared::new(request.catalog, request.config, request.families)?;
+        let decisions = prepared.decide(request.config, request.user, (&Shares::equal(1), None), false)?;
+        let blocks = Blocks::of(&prepared.modules, decisions.layers);
+        let numbers = numbers(&prepared, &decisions, request.cast);
+        Ok(Self { prepared, decisions, blocks, numbers })
+    }
 }
 
 /// A search under way, with what is the same for several layouts.
 struct Search<'a> {
     request: &'a LayoutRequest<'a>,
-    prepared: &'a Prepared,
-    blocks: &'a Blocks,
-    numbers: NumberKind,
+    whole: &'a Whole,
     decided: BTreeMap<Sharing, Option<Decided>>,
     out: Vec<Out>,
     /// By the number of stages; bytes of layers do not depend on how they are shared.
@@ -210,25 +227,25 @@ struct Search<'a> {
     unknown: Option<Unknown>,
 }
 
-impl Search<'_> {
+impl<'a> Search<'a> {
+    fn new(request: &'a LayoutRequest<'a>, whole: &'a Whole) -> Self {
+        Self {
+            request,
+            whole,
+            decided: BTreeMap::new(),
+            out: Vec::new(),
+            stages: BTreeMap::new(),
+            connections: Connections::new(request.topology),
+            unknown: None,
+        }
+    }
+
     /// A layout, judged; `None` where the modules do not divide.
     fn judge(&mut self, mesh: Mesh, expert_parallel: bool) -> Result<Option<Judged>, LayoutsError> {
-        let LayoutRequest { topology, workload, assumptions, config, .. } = *self.request;
-        let sharing = (mesh.tp(), expert_parallel.then_some(mesh.tp() * mesh.dp()));
-        self.decide(sharing, mesh)?;
-        let Some(Some(decided)) = self.decided.get(&sharing) else { return Ok(None) };
-        let stages = match self.stages.get(&mesh.pp()) {
-            Some(stages) => stages.clone(),
-            None => {
-                let stages = self.prepared.stages(&decided.decisions, mesh.pp())?;
-                self.stages.insert(mesh.pp(), stages.clone());
-                stages
-            }
+        let LayoutRequest { workload, assumptions, .. } = *self.request;
+        let Some((model, machine, unknown)) = self.facts(mesh, expert_parallel, workload.context_len)? else {
+            return Ok(None);
         };
-        let model =
-            decided.model(self.prepared, config, self.blocks, (mesh, &stages), workload.context_len)?;
-        let placement = place(topology, mesh, &[])?;
-        let (machine, unknown) = self.connections.machine(mesh, &placement, expert_parallel, self.numbers);
         let layout = Layout { tp: mesh.tp(), pp: mesh.pp(), dp: mesh.dp(), expert_parallel };
         let memory = budget(&model, layout, &machine, workload, assumptions);
         let running = workload.concurrency.min(memory.sequences);
@@ -239,16 +256,42 @@ impl Search<'_> {
         Ok(Some(Judged { layout, memory, speed, running, wanted: workload.concurrency, pareto: false }))
     }
 
+    /// What a layout's memory and times follow from, and what the topology does not say of it.
+    fn facts(
+        &mut self,
+        mesh: Mesh,
+        expert_parallel: bool,
+        context_len: u64,
+    ) -> Result<Option<(Model, Machine, Option<Unknown>)>, LayoutsError> {
+        let LayoutRequest { topology, config, .. } = *self.request;
+        let Whole { prepared, blocks, numbers, .. } = self.whole;
+        let sharing = (mesh.tp(), expert_parallel.then_some(mesh.tp() * mesh.dp()));
+        self.decide(sharing, mesh)?;
+        let Some(Some(decided)) = self.decided.get(&sharing) else { return Ok(None) };
+        let stages = match self.stages.get(&mesh.pp()) {
+            Some(stages) => stages.clone(),
+            None => {
+                let stages = prepared.stages(&decided.decisions, mesh.pp())?;
+                self.stages.insert(mesh.pp(), stages.clone());
+                stages
+            }
+        };
+        let model = decided.model(prepared, config, blocks, (mesh, &stages), context_len)?;
+        let placement = place(topology, mesh, &[])?;
+        let (machine, unknown) = self.connections.machine(mesh, &placement, expert_parallel, *numbers);
+        Ok(Some((model, machine, unknown)))
+    }
+
     fn decide(&mut self, sharing: Sharing, mesh: Mesh) -> Result<(), LayoutsError> {
         if self.decided.contains_key(&sharing) {
             return Ok(());
         }
         let LayoutRequest { config, user, cast, topology, .. } = *self.request;
         let (tp, ep) = (Shares::equal(sharing.0), sharing.1.map(Shares::equal));
-        let decided = match self.prepared.decide(config, user, (&tp, ep.as_ref()), false) {
+        let decided = match self.whole.prepared.decide(config, user, (&tp, ep.as_ref()), false) {
             Ok(decisions) => {
                 let plan = self.plan(&decisions, mesh, cast, topology);
-                Some(Decided::new(self.prepared, config, decisions, (&tp, ep.as_ref()), cast, &plan)?)
+                Some(Decided::new(&self.whole.prepared, config, decisions, (&tp, ep.as_ref()), cast, &plan)?)
             }
             Err(error) => {
                 let reason = error.to_string().lines().next().unwrap_or_default().to_owned();
@@ -266,15 +309,15 @@ impl Search<'_> {
         Plan {
             shardwright_plan: PLAN_VERSION,
             checkpoint: CheckpointIdentity { path: std::path::PathBuf::new(), files: Vec::new() },
-            model: ModelSpec { layers: decisions.layers, ..self.prepared.spec.clone() },
-            family: self.prepared.family.name.clone(),
+            model: ModelSpec { layers: decisions.layers, ..self.whole.prepared.spec.clone() },
+            family: self.whole.prepared.family.name.clone(),
             topology: topology.name().to_owned(),
             mesh: one_stage,
             weights: Vec::new(),
             placement: None,
             stages: vec![LayerRange { start: 0, stop: decisions.layers }],
             ranks: Vec::new(),
-            tensors: self.prepared.tensors(decisions, cast),
+            tensors: self.whole.prepared.tensors(decisions, cast),
             warnings: Vec::new(),
         }
     }

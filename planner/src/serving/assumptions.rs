@@ -112,6 +112,14 @@ impl Assumptions {
         Ok(read)
     }
 
+    /// The document.
+    ///
+    /// # Errors
+    /// None that is known: all of it is numbers.
+    pub fn to_yaml(&self) -> Result<String, String> {
+        yaml::to_string(self).map_err(|error| error.to_string())
+    }
+
     fn check(&self) -> Result<(), AssumptionsError> {
         let Self { memory, speed } = self;
         let shares =

@@ -1,17 +1,27 @@
 //! Layouts for programs.
 
-use super::{Found, show::dollars};
+use super::{Found, calibrate::name, show::dollars};
 use serde_json::{Value, json};
-use shardwright_planner::{layouts::Prices, serving::Workload};
+use shardwright_planner::{calibration::PointErrors, layouts::Prices, serving::Workload};
 
 /// All machines, each with its layouts.
-pub(super) fn document(all: &[Found], workload: &Workload, prices: &Prices) -> Value {
+pub(super) fn document(all: &[Found], workload: &Workload, prices: &Prices, errors: &[PointErrors]) -> Value {
     json!({
         "model": all.first().map(|found| &found.layouts.model),
         "context_len": workload.context_len,
         "prompt_len": workload.prompt_len,
         "concurrency": workload.concurrency,
+        "calibration": errors.iter().map(of_kind).collect::<Vec<_>>(),
         "machines": all.iter().map(|found| machine(found, prices)).collect::<Vec<_>>(),
+    })
+}
+
+fn of_kind(errors: &PointErrors) -> Value {
+    json!({
+        "what": name(errors.kind),
+        "points": errors.points,
+        "median_error_before": errors.before,
+        "median_error_after": errors.after,
     })
 }
 

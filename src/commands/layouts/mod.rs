@@ -1,5 +1,6 @@
 //! `shardwright layouts`: every way to put a model on a machine, best first.
 
+mod calibrate;
 mod json;
 mod show;
 
@@ -8,9 +9,10 @@ use crate::{
     engines::{Served, commands},
     failure::{Failure, Kind},
     inputs::{config, topology},
-    output::{print_json, print_notes},
+    output::{print_json, print_notes, write_whole},
 };
 use shardwright_planner::{
+    calibration::Fitted,
     checkpoint::Catalog,
     layouts::{Goal, Judged, LayoutRequest, Layouts, Prices, layouts, longest_context},
     model::Config,
@@ -24,6 +26,12 @@ use std::{io::Write, path::Path};
 
 /// A sequence, where nobody says how long it is.
 const CONTEXT_LEN: u64 = 8192;
+
+/// Sequences at a time, where nobody says how many.
+pub(crate) const CONCURRENCY: u64 = 16;
+
+/// The share of memory that may be used, where nobody says.
+pub(crate) const UTILIZATION: f64 = 0.9;
 
 /// A prompt, where nobody says how long it is.
 const PROMPT_LEN: u64 = 1024;
@@ -50,9 +58,14 @@ pub(crate) fn run(args: &cli::Layouts, out: &mut dyn Write) -> Result<(), Failur
     let user = args.rules.as_deref().map_or_else(|| Ok(UserRules::default()), UserRules::read)?;
     let user = user.with_replicated(&args.replicate)?;
     let families = Families::built_in()?;
-    let assumptions = assumptions()?;
+    let mut assumptions = match &args.assumptions {
+        Some(path) => Assumptions::parse(&text_of(path)?)
+            .map_err(|error| Failure::new(Kind::BadInput, format!("{}: {error}", path.display())))?,
+        None => assumptions()?,
+    };
     let workload = workload(args, &config)?;
     let cast = args.dtype.map(CastDtype::from);
+    let mut errors = Vec::new();
     let mut found = Vec::new();
     for name in std::iter::once(&args.topology).chain(&args.what_if) {
         let machine = topology(name, args.nodes, 1)?;
@@ -71,8 +84,16 @@ pub(crate) fn run(args: &cli::Layouts, out: &mut dyn Write) -> Result<(), Failur
                 GoalChoice::FewestGpus => Goal::FewestGpus,
             },
         };
-        let layouts = layouts(&request)?;
+        let fitted = match &args.calibrate {
+            Some(path) => calibrate::calibrated(path, &text_of(path)?, &request)?,
+            None => Fitted { assumptions: assumptions.clone(), errors: Vec::new() },
+        };
+        let layouts = layouts(&LayoutRequest { assumptions: &fitted.assumptions, ..request })?;
+        (assumptions, errors) = (fitted.assumptions, fitted.errors);
         found.push(Found { machine, layouts });
+    }
+    if let Some(path) = &args.save_assumptions {
+        write_whole(path, &assumptions.to_yaml().map_err(|error| Failure::new(Kind::Environment, error))?)?;
     }
     let machines: Vec<&Topology> = found.iter().map(|found| &found.machine).collect();
     let prices = match &args.prices {
@@ -89,12 +110,13 @@ pub(crate) fn run(args: &cli::Layouts, out: &mut dyn Write) -> Result<(), Failur
     notes.dedup();
     print_notes(&notes);
     if args.json {
-        return print_json(out, &json::document(&found, &workload, &prices));
+        return print_json(out, &json::document(&found, &workload, &prices, &errors));
     }
     let Some(first) = found.first() else { return Ok(()) };
     if found.len() > 1 {
         return show::machines(&found, &workload, &prices, out);
     }
+    calibrate::show(&errors, out)?;
     show::layouts(first, &workload, &prices, args.all, out)?;
     let Some(best) = first.best() else { return Err(nowhere(first, &catalog)) };
     show::terms(best, out)?;
@@ -114,6 +136,20 @@ pub(crate) fn run(args: &cli::Layouts, out: &mut dyn Write) -> Result<(), Failur
     show::answer(first, best, &workload, &prices, out)
 }
 
+/// What is asked of a model where nobody says.
+pub(super) fn default_workload(config: &Config) -> Workload {
+    let most = longest_context(config).map_or(u64::MAX, |(_, most)| most.max(1));
+    let context_len = CONTEXT_LEN.min(most);
+    Workload {
+        context_len,
+        prompt_len: PROMPT_LEN.min(context_len.div_ceil(2)),
+        concurrency: CONCURRENCY,
+        cache_bits: 16,
+        utilization: UTILIZATION,
+    }
+}
+
+/// The assumptions that come with the planner.
 pub(super) fn assumptions() -> Result<Assumptions, Failure> {
     let built_in = Assumptions::built_in();
     built_in.map_err(|error| {
@@ -122,8 +158,8 @@ pub(super) fn assumptions() -> Result<Assumptions, Failure> {
 }
 
 fn workload(args: &cli::Layouts, config: &Config) -> Result<Workload, Failure> {
-    let most = longest_context(config).map_or(u64::MAX, |(_, most)| most.max(1));
-    let context_len = args.context_len.unwrap_or(CONTEXT_LEN.min(most));
+    let usual = default_workload(config);
+    let context_len = args.context_len.unwrap_or(usual.context_len);
     let prompt_len = args.prompt_len.unwrap_or_else(|| PROMPT_LEN.min(context_len.div_ceil(2)));
     if prompt_len > context_len {
         let message = format!("a prompt of {prompt_len} tokens does not go into a context of {context_len}");
