@@ -1,6 +1,5 @@
 //! What can be asked of shardwright.
 
-use crate::commands::layouts::{CONCURRENCY, UTILIZATION};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use shardwright_planner::{plan::CastDtype, topology::Bytes};
 use std::path::PathBuf;
@@ -217,6 +216,12 @@ pub(crate) struct Layouts {
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
 }
+
+/// Sequences at a time, where nobody says how many.
+pub(crate) const CONCURRENCY: u64 = 16;
+
+/// The share of a GPU's memory that may be used, where nobody says.
+pub(crate) const UTILIZATION: f64 = 0.9;
 
 /// A number of tokens: `8192`, `32k`, `1M`; k is 1024.
 fn tokens(text: &str) -> Result<u64, String> {

@@ -5,7 +5,7 @@ mod check;
 mod demo;
 mod explain;
 mod inspect;
-pub(crate) mod layouts;
+mod layouts;
 mod load;
 mod placement;
 mod plan;

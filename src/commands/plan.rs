@@ -1,8 +1,8 @@
 //! `shardwright plan`: who holds what, and whether it fits.
 
+use super::layouts::{assumptions, default_workload};
 use crate::{
     cli,
-    commands::layouts::{assumptions, default_workload},
     failure::{Failure, Kind},
     figures,
     inputs::{absolute, config, topology},

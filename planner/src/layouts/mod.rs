@@ -6,11 +6,13 @@
 
 mod connections;
 mod facts;
+mod judged;
 mod order;
 mod prices;
 mod search;
 
 pub use connections::group;
+pub use judged::Judged;
 pub use order::Goal;
 pub use prices::{Prices, PricesError, per_million_tokens};
-pub use search::{Judged, LayoutRequest, Layouts, LayoutsError, Out, facts, layouts, longest_context};
+pub use search::{LayoutRequest, Layouts, LayoutsError, Out, facts, layouts, longest_context};

@@ -1,6 +1,6 @@
 //! Which of two layouts is the better one, and which are worse than another in every respect.
 
-use super::search::Judged;
+use super::judged::Judged;
 use std::cmp::Ordering;
 
 /// What is wanted most.

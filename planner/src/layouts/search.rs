@@ -4,6 +4,7 @@ use super::{
     Goal,
     connections::{Connections, Unknown},
     facts::{Blocks, Decided, FactsError},
+    judged::Judged,
     order::{mark_pareto, order},
 };
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
     plan::{CastDtype, CheckpointIdentity, LayerRange, PLAN_VERSION, Plan},
     planning::{BuildError, Prepared},
     rules::{Decisions, Families, Role, RuleError, UserRules},
-    serving::{Assumptions, Layout, Machine, MemoryBudget, Model, Speed, Workload, budget, speed},
+    serving::{Assumptions, Layout, Machine, Model, Workload, budget, speed},
     topology::{NumberKind, Topology},
 };
 use std::collections::BTreeMap;
@@ -54,35 +55,6 @@ pub struct Layouts {
     pub out: Vec<Out>,
     /// What is odd and a person should know.
     pub notes: Vec<String>,
-}
-
-/// A layout, judged.
-#[derive(Debug, Clone)]
-pub struct Judged {
-    /// The layout.
-    pub layout: Layout,
-    /// The memory of the fullest GPU.
-    pub memory: MemoryBudget,
-    /// How fast it is, where the topology says enough and any sequence fits.
-    pub speed: Option<Speed>,
-    /// Sequences at a time that this speed is of: those that are asked for, or as many as fit.
-    pub running: u64,
-    /// Sequences at a time that are asked for.
-    pub wanted: u64,
-    /// Whether no other layout is better in one respect and no worse in any.
-    pub pareto: bool,
-}
-
-impl Judged {
-    /// How many GPUs it takes.
-    pub fn gpus(&self) -> u32 {
-        self.layout.tp * self.layout.pp * self.layout.dp
-    }
-
-    /// Whether all sequences that are asked for fit at a time.
-    pub fn serves(&self) -> bool {
-        self.memory.lacks == 0 && self.memory.sequences >= self.wanted
-    }
 }
 
 /// Numbers of ranks that no layout can have.

@@ -5,7 +5,7 @@ mod json;
 mod show;
 
 use crate::{
-    cli::{self, CacheDtype, GoalChoice},
+    cli::{self, CONCURRENCY, CacheDtype, GoalChoice, UTILIZATION},
     engines::{Served, commands},
     failure::{Failure, Kind},
     inputs::{config, topology},
@@ -26,12 +26,6 @@ use std::{io::Write, path::Path};
 
 /// A sequence, where nobody says how long it is.
 const CONTEXT_LEN: u64 = 8192;
-
-/// Sequences at a time, where nobody says how many.
-pub(crate) const CONCURRENCY: u64 = 16;
-
-/// The share of memory that may be used, where nobody says.
-pub(crate) const UTILIZATION: f64 = 0.9;
 
 /// A prompt, where nobody says how long it is.
 const PROMPT_LEN: u64 = 1024;
