@@ -1,7 +1,7 @@
 //! Fitting the assumptions to what was measured.
 //!
 //! In come measured points ([`Measurement`]s, read from a file) with the facts of model and machine that they are of, and
-//! [`Assumptions`]; out go assumptions that predict them better, and how far off both are. It knows no checkpoint and no topology.
+//! [`Assumptions`](crate::serving::Assumptions); out go assumptions that predict them better, and how far off both are. It knows no checkpoint and no topology.
 
 mod document;
 mod fit;
