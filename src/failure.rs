@@ -284,6 +284,9 @@ impl From<LoadError> for Failure {
             LoadError::Verify { source: VerifyError::OtherExtent { .. }, .. } => {
                 (Kind::No, Some("give every rank the same --verify"))
             }
+            LoadError::Verify { source: VerifyError::OtherManifest { .. }, .. } => {
+                (Kind::No, Some("give every rank the same --manifest, or none"))
+            }
             LoadError::Source(source) => {
                 let kind = match source {
                     SourceError::Io { .. }

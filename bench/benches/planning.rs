@@ -6,10 +6,12 @@
 use criterion::Criterion;
 use shardwright_planner::{
     checkpoint::Catalog,
+    layouts::{Goal, LayoutRequest, layouts},
     mesh::Mesh,
     model::{CONFIG_NAME, Config},
     planning::{PlanRequest, Sharing, build},
     rules::{Families, UserRules},
+    serving::{Assumptions, Workload},
     topology::{Topology, builtin},
 };
 use std::{
@@ -22,8 +24,8 @@ use std::{
 
 const TOPOLOGY: &str = "dgx-h100";
 
-/// A model, on how many nodes, over how many ranks.
-const MODELS: [(&str, u32, u32); 2] = [("llama-3.1-70b", 1, 8), ("deepseek-v3", 2, 16)];
+/// A model, on how many nodes, over how many ranks; and on how many nodes its layouts are searched.
+const MODELS: [(&str, u32, u32, u32); 2] = [("llama-3.1-70b", 1, 8, 1), ("deepseek-v3", 2, 16, 16)];
 
 /// Rounds in which ours and Python's are timed in turn.
 const ROUNDS: usize = 9;
@@ -34,14 +36,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(2))
         .configure_from_args();
-    for (model, nodes, tp) in MODELS {
-        bench(&mut criterion, model, nodes, tp)?;
+    for (model, nodes, tp, most_nodes) in MODELS {
+        bench(&mut criterion, model, (nodes, tp), most_nodes)?;
     }
     criterion.final_summary();
     Ok(())
 }
 
-fn bench(criterion: &mut Criterion, model: &str, nodes: u32, tp: u32) -> Result<(), Box<dyn Error>> {
+fn bench(
+    criterion: &mut Criterion,
+    model: &str,
+    (nodes, tp): (u32, u32),
+    most_nodes: u32,
+) -> Result<(), Box<dyn Error>> {
     let folder = skeleton(model)?;
     let catalog = Catalog::open(&folder)?;
     let config = Config::read(&folder.join(CONFIG_NAME))?;
@@ -68,6 +75,25 @@ fn bench(criterion: &mut Criterion, model: &str, nodes: u32, tp: u32) -> Result<
     group.bench_function("slices of one rank", |bencher| {
         bencher.iter(|| black_box(&plan).rank_tensors(tp - 1));
     });
+    let workload =
+        Workload { context_len: 32_768, prompt_len: 1024, concurrency: 64, cache_bits: 16, utilization: 0.9 };
+    let assumptions = Assumptions::built_in()?;
+    for nodes in (0..).map(|power| 1 << power).take_while(|nodes| *nodes <= most_nodes) {
+        let topology = Topology::parse(text, TOPOLOGY, Some(nodes), None)?;
+        let request = LayoutRequest {
+            catalog: &catalog,
+            config: &config,
+            families: &families,
+            user: &UserRules::default(),
+            topology: &topology,
+            cast: None,
+            workload: &workload,
+            assumptions: &assumptions,
+            goal: Goal::Throughput,
+        };
+        let name = format!("layouts on {} GPUs", topology.gpus().len());
+        group.bench_function(name, |bencher| bencher.iter(|| layouts(black_box(&request))));
+    }
     group.finish();
     against_python(model, &folder, &request)
 }

@@ -112,7 +112,6 @@ fn a_copy_that_fails_is_the_error_of_its_rank() {
     let (_folder, plan) = small();
     for fault in ["copy-error:3@1", "kernel-error@1"] {
         let outcome = impatient(&Machine::new().with_fault(fault), &plan, &[]);
-        // Whether it is a copy of the load or of an all-reduce beside it.
         outcome.refused(4, &["rank 1", "cuda:1: cu", "CUDA_ERROR_ILLEGAL_ADDRESS, 700"]);
     }
 }

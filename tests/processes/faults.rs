@@ -39,6 +39,28 @@ fn a_rank_that_never_comes_is_named() {
 }
 
 #[test]
+fn ranks_of_which_some_have_a_manifest_do_not_compare() {
+    let (folder, plan) = planned(&fixture("llama-bf16"), [2, 1, 1]);
+    let manifest = folder.path().join("fingerprints.json");
+    let checkpoint = fixture("llama-bf16");
+    shardwright(&["plan", text(&checkpoint), "--topology", "host", "--fingerprint", text(&manifest)])
+        .succeeded();
+    let (ends, job) = (Ends::within(LONG), job(&plan, 2));
+    let with = ["--manifest", text(&manifest)];
+    let outcomes = all_end(vec![job.start(0, &with), job.start(1, &[])]);
+    ended(
+        &outcomes[0],
+        1,
+        &["rank 0 was given a manifest, and some other rank was not", "help: give every rank the same"],
+    );
+    ended(&outcomes[1], 1, &["rank 1 was not given a manifest, and some other rank was"]);
+    for outcome in job.run(&with) {
+        outcome.succeeded();
+    }
+    ends.check(outcomes);
+}
+
+#[test]
 fn without_rank_0_the_others_say_where_they_looked() {
     let (_folder, plan) = planned(&fixture("llama-bf16"), [2, 1, 1]);
     let (ends, job) = (Ends::within(LONG), job(&plan, 2));

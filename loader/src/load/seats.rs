@@ -148,6 +148,7 @@ impl Job<'_> {
             memory,
             tensors: self.tensors,
             chosen: self.chosen,
+            by_manifest: self.options.manifest.is_some(),
             step: &step,
         };
         let mut verifier = None;

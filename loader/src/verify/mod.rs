@@ -80,6 +80,14 @@ pub enum VerifyError {
         /// Whether it was asked to verify all.
         full: bool,
     },
+    /// Some ranks have a manifest of what to compare with, and some have not.
+    #[error("rank {rank} was {} a manifest, and some other rank was{}", if *given { "given" } else { "not given" }, if *given { " not" } else { "" })]
+    OtherManifest {
+        /// This rank.
+        rank: u32,
+        /// Whether it was given one.
+        given: bool,
+    },
     /// The ranks could not agree.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
@@ -108,6 +116,8 @@ pub struct Verification<'a> {
     pub tensors: &'a Tensors<'a>,
     /// Which tensors: see [`chosen`].
     pub chosen: &'a [bool],
+    /// Whether what should lie there is what a manifest says.
+    pub by_manifest: bool,
     /// Called again and again between pieces of work of some MiB; an error ends verification with it.
     pub step: &'a dyn Fn() -> Result<(), VerifyError>,
 }
@@ -142,7 +152,7 @@ impl<'a> Verifier<'a> {
     ) -> Result<Self, VerifyError> {
         let mut replicated = Replicated::default();
         if let Some(communicator) = communicator {
-            agree(this.plan, this.chosen, communicator)?;
+            agree(this.plan, this.chosen, this.by_manifest, communicator)?;
             replicated = Replicated::new(this)?;
         }
         let held = this.schedule.tensors.iter().enumerate().map(|(at, tensor)| (tensor.id, at)).collect();
@@ -234,8 +244,13 @@ impl Batch<'_> {
     }
 }
 
-/// Checks that all ranks have the same plan, before anything is compared that depends on it.
-fn agree(plan: &Plan, chosen: &[bool], communicator: &mut dyn Communicator) -> Result<(), VerifyError> {
+/// Checks that all ranks have the same plan, and are to compare the same, before anything is compared that depends on it.
+fn agree(
+    plan: &Plan,
+    chosen: &[bool],
+    given: bool,
+    communicator: &mut dyn Communicator,
+) -> Result<(), VerifyError> {
     let digest = plan.digest()?;
     // A digest is hexadecimal text; eight letters a number.
     let mut words: Vec<u64> = digest
@@ -244,16 +259,20 @@ fn agree(plan: &Plan, chosen: &[bool], communicator: &mut dyn Communicator) -> R
         .map(|letters| letters.iter().fold(0, |word, &letter| word << 8 | u64::from(letter)))
         .collect();
     let full = chosen.iter().all(|chosen| *chosen);
-    words.push(u64::from(full));
-    let (mut least, mut most) = (words.clone(), words);
-    communicator.all_reduce(&mut least, Reduce::Min)?;
-    communicator.all_reduce(&mut most, Reduce::Max)?;
+    words.extend([u64::from(full), u64::from(given)]);
+    // Largest and smallest in one step: whoever knew first that they differ would fail the other's second one.
+    let mut both: Vec<u64> = words.iter().copied().chain(words.iter().map(|word| !word)).collect();
+    communicator.all_reduce(&mut both, Reduce::Max)?;
+    let (most, least) = both.split_at(words.len());
+    let (mut most, mut least) = (most.to_vec(), least.iter().map(|word| !word).collect::<Vec<_>>());
     let rank = communicator.rank();
+    let of_manifest = least.pop() == most.pop();
     let (of_extent, of_plan) = (least.pop() == most.pop(), least == most);
-    match (of_plan, of_extent) {
-        (false, _) => Err(VerifyError::OtherPlan { rank, digest }),
-        (true, false) => Err(VerifyError::OtherExtent { rank, full }),
-        (true, true) => Ok(()),
+    match (of_plan, of_extent, of_manifest) {
+        (false, ..) => Err(VerifyError::OtherPlan { rank, digest }),
+        (true, false, _) => Err(VerifyError::OtherExtent { rank, full }),
+        (true, true, false) => Err(VerifyError::OtherManifest { rank, given }),
+        (true, true, true) => Ok(()),
     }
 }
 

@@ -53,6 +53,7 @@ fn verified(
                         memory: memory.as_ref(),
                         tensors,
                         chosen,
+                        by_manifest: false,
                         step: &|| Ok(()),
                     };
                     // One rank says what the files say; the others add nothing.
@@ -221,7 +222,9 @@ fn ranks_with_different_plans_do_not_agree() {
         let ranks: Vec<_> = [&plan, &other]
             .into_iter()
             .zip(local_group(2, PATIENCE))
-            .map(|(plan, mut communicator)| scope.spawn(move || agree(plan, &[true], &mut communicator)))
+            .map(|(plan, mut communicator)| {
+                scope.spawn(move || agree(plan, &[true], false, &mut communicator))
+            })
             .collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
     });

@@ -7,7 +7,7 @@
 use crate::{
     Answer,
     context::Context,
-    counts::{Number, Route},
+    counts::Route,
     device::Gpu,
     fault,
     host::{self, Kind, Way},
@@ -161,17 +161,15 @@ enum Fault {
 }
 
 impl Fault {
-    fn of(gpu: &Gpu, number: Number) -> Option<Self> {
+    fn of(gpu: &Gpu, number: u64) -> Option<Self> {
         let all = [
-            ("copy-error", Some(number.of_all), Self::Fail),
-            ("copy-flip", number.of_data, Self::Flip),
-            ("copy-drop", number.of_data, Self::Drop),
-            ("hang-stream", Some(number.of_all), Self::Hang),
+            ("copy-error", Self::Fail),
+            ("copy-flip", Self::Flip),
+            ("copy-drop", Self::Drop),
+            ("hang-stream", Self::Hang),
         ];
-        let strikes = |(name, number, _): &&(&str, Option<u64>, Self)| {
-            number.is_some_and(|number| fault::strikes(name, gpu.number, number))
-        };
-        all.iter().find(strikes).map(|(_, _, fault)| *fault)
+        let strikes = |(name, _): &&(&str, Self)| fault::strikes(name, gpu.number, number);
+        all.iter().find(strikes).map(|(_, fault)| *fault)
     }
 }
 
@@ -195,11 +193,11 @@ fn from_host(stream: &Arc<Stream>, host: Host, device: Device, shape: Shape, wai
     let staged = if region.is_none() { Some(stage(host, shape)?) } else { None };
     let number = lock(&gpu.counts).to_device.add(route, shape.bytes());
     for (name, signal) in [("kill-at-copy", libc::SIGKILL), ("stop-at-copy", libc::SIGSTOP)] {
-        if fault::strikes(name, gpu.number, number.of_all) {
+        if number.is_some_and(|number| fault::strikes(name, gpu.number, number)) {
             fault::signal_self(signal);
         }
     }
-    let fault = Fault::of(gpu, number);
+    let fault = number.and_then(|number| Fault::of(gpu, number));
     let ticket = stream.enqueue(move |context| {
         match fault {
             Some(Fault::Fail) => return Err(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS),

@@ -58,23 +58,14 @@ pub(crate) struct Direction {
     data: u64,
 }
 
-/// Which copy of a direction one is, from 1.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Number {
-    /// Of all.
-    pub(crate) of_all: u64,
-    /// Of those of data, if it is one.
-    pub(crate) of_data: Option<u64>,
-}
-
 impl Direction {
-    /// Counts a copy and says which one it is.
-    pub(crate) fn add(&mut self, route: Route, bytes: usize) -> Number {
+    /// Counts a copy, and says which of those of data it is, from 1; `None` for one that is no data.
+    pub(crate) fn add(&mut self, route: Route, bytes: usize) -> Option<u64> {
         let bytes = bytes as u64;
         self.routes[route as usize].add(bytes);
-        self.data += u64::from(bytes >= DATA);
-        let of_all = self.routes.iter().map(|route| route.copies).sum();
-        Number { of_all, of_data: (bytes >= DATA).then_some(self.data) }
+        let is_data = bytes >= DATA;
+        self.data += u64::from(is_data);
+        is_data.then_some(self.data)
     }
 
     fn json(&self) -> Value {

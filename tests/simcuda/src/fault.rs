@@ -4,8 +4,8 @@
 //! whatever `CUDA_VISIBLE_DEVICES` makes of it, so that one environment can strike one of several processes. A name that isn't
 //! in [`NAMES`] is an error: it would be a fault that never happens.
 //!
-//! What a fault does stands where it strikes; copies are counted for each GPU, from 1. Where one is silently wrong only those of
-//! data count (4 KiB and more): what a wrong number of a collective does depends on the number.
+//! What a fault does stands where it strikes. Copies from the host are counted for each GPU, from 1, and only those of data (4 KiB and
+//! more): when the numbers that ranks tell each other are copied among them is a matter of luck.
 
 use crate::settings::settings;
 
@@ -17,9 +17,9 @@ pub(crate) const NAMES: &[&str] = &[
     "out-of-memory-after",
     // The N-th copy from the host fails when it runs: 700, sticky.
     "copy-error",
-    // The N-th copy of data from the host arrives with one bit flipped.
+    // The N-th copy from the host arrives with one bit flipped.
     "copy-flip",
-    // The N-th copy of data from the host never arrives.
+    // The N-th copy from the host never arrives.
     "copy-drop",
     // The N-th copy from the host never ends.
     "hang-stream",

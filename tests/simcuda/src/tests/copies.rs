@@ -155,7 +155,7 @@ fn faults_strike_the_copy_they_name() {
         assert_eq!(results[2], (CUresult::CUDA_SUCCESS, CUresult::CUDA_SUCCESS));
         assert_eq!(results[3], (CUresult::CUDA_SUCCESS, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS));
         use_gpu(1);
-        ok(copy_to(allocate(4), &[1; 4], ptr::null_mut()));
+        ok(copy_to(allocate(4 << 10), &[1; 4 << 10], ptr::null_mut()));
         assert_eq!(wait(ptr::null_mut()), CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
     });
 }

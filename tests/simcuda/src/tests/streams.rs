@@ -117,8 +117,8 @@ fn a_hung_copy_hangs_its_stream_and_no_other() {
     let hang = [("SIMCUDA_FAULT", "hang-stream:1")];
     apart(name!(a_hung_copy_hangs_its_stream_and_no_other), &hang, || {
         start();
-        let (first, second, host) = (stream(), stream(), pinned(64));
-        let address = allocate(64);
+        let (first, second, host) = (stream(), stream(), pinned(4 << 10));
+        let address = allocate(4 << 10);
         ok(copy_to(address, host, first));
         ok(copy_to(address, host, second));
         ok(wait(second));
