@@ -88,22 +88,19 @@ pub fn speed(
     let piece = assumptions.memory.batched_tokens.min(workload.prompt_len.max(1));
     let pieces = workload.prompt_len.max(1).div_ceil(piece);
     // A later piece looks back on all before it: on half of the prompt, on average.
-    let first_token: f64 = model
+    let prompt: Vec<f64> = model
         .stages
         .iter()
         .map(|stage| pass(stage, piece as f64, 1.0, workload.prompt_len as f64 / 2.0, pieces as f64).total())
-        .sum::<f64>();
+        .collect();
     // While a piece is in one stage the next one is in the stage before.
-    let slowest_piece = model
-        .stages
-        .iter()
-        .map(|stage| pass(stage, piece as f64, 1.0, workload.prompt_len as f64 / 2.0, pieces as f64).total())
-        .fold(0.0, f64::max);
+    let slowest_piece = prompt.iter().copied().fold(0.0, f64::max);
+    let first_token = prompt.iter().sum::<f64>() + (pieces as f64 - 1.0) * slowest_piece;
     Speed {
         decode: slowest,
         seconds_per_token,
         tokens_per_second: workload.concurrency.max(1) as f64 / seconds_per_token,
-        first_token: first_token + (pieces as f64 - 1.0) * slowest_piece,
+        first_token,
     }
 }
 
