@@ -128,7 +128,7 @@ fn list(text: &str) -> Option<Vec<u32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::{DeviceError, DeviceMemory, HostDevice};
+    use crate::device::{DeviceError, DeviceMemory, HostDevice, Pool};
     use proptest::prelude::*;
 
     /// A folder that looks like sysfs.
@@ -158,8 +158,8 @@ mod tests {
             "on a node".to_owned()
         }
 
-        fn available_bytes(&self) -> Result<Option<u64>, DeviceError> {
-            Ok(None)
+        fn pools(&self) -> Result<Vec<Pool>, DeviceError> {
+            Ok(Vec::new())
         }
 
         fn allocate(&self, bytes: u64) -> Result<Box<dyn DeviceMemory>, DeviceError> {

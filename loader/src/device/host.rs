@@ -1,10 +1,10 @@
 //! This host's memory as a device: ranks are threads, their memory is RAM.
 
 use super::{
-    Device, DeviceError, DeviceMemory, Filling, Place, Sum,
+    Device, DeviceError, DeviceMemory, Filling, Place, Pool, Sum, cgroup,
     claims::{Claimed, Claims},
 };
-use crate::fingerprint::Fingerprint;
+use crate::fingerprint::{Fingerprint, seed_of};
 use memmap2::{Advice, MmapMut, MmapRaw};
 
 /// Most bytes that are filled at a time: what stays in a core's cache is gathered no faster, and progress is seen.
@@ -31,6 +31,12 @@ impl HostDevice {
     pub fn total_bytes(self) -> Option<u64> {
         meminfo("MemTotal:")
     }
+
+    /// Bytes of memory that this process can have now, where the system says so.
+    pub fn available_bytes(self) -> Option<u64> {
+        let groups = cgroup::pools().into_iter().filter_map(|pool| pool.available);
+        meminfo("MemAvailable:").into_iter().chain(groups).min()
+    }
 }
 
 /// A figure of `/proc/meminfo` in bytes.
@@ -46,13 +52,18 @@ impl Device for HostDevice {
         "host".to_owned()
     }
 
-    fn available_bytes(&self) -> Result<Option<u64>, DeviceError> {
-        Ok(meminfo("MemAvailable:"))
+    fn pools(&self) -> Result<Vec<Pool>, DeviceError> {
+        let name = self.name();
+        let machine = Pool { id: seed_of(&name), name, available: meminfo("MemAvailable:") };
+        Ok(std::iter::once(machine).chain(cgroup::pools()).collect())
     }
 
     fn allocate(&self, bytes: u64) -> Result<Box<dyn DeviceMemory>, DeviceError> {
-        let refused = |available| DeviceError::OutOfMemory { device: self.name(), bytes, available };
-        let available = meminfo("MemAvailable:");
+        let refused = |available| {
+            let device = self.name();
+            DeviceError::OutOfMemory { device, ranks: 1, bytes, available }
+        };
+        let available = self.available_bytes();
         if available.is_some_and(|free| bytes > free) {
             return Err(refused(available));
         }

@@ -2,6 +2,7 @@
 //!
 //! In come windows of bytes and places for them; out come fingerprints of what lies there. It knows no file and no tensor.
 
+mod cgroup;
 mod claims;
 pub mod cuda;
 mod host;
@@ -17,7 +18,7 @@ use shardwright_planner::quote::quote;
 
 /// Something that ranks load into: this host's memory, or a GPU.
 pub trait Device: Send + Sync {
-    /// What it is, for people: `host`, `cuda:0`. Devices of one name share their memory.
+    /// What it is, for people: `host`, `cuda:0`.
     fn name(&self) -> String;
 
     /// The NUMA node that it hangs on, where the system says one.
@@ -25,11 +26,11 @@ pub trait Device: Send + Sync {
         None
     }
 
-    /// Bytes that can be allocated now, where the device knows.
+    /// What its memory is taken from, all of it from each.
     ///
     /// # Errors
     /// [`DeviceError`] when it cannot be asked.
-    fn available_bytes(&self) -> Result<Option<u64>, DeviceError>;
+    fn pools(&self) -> Result<Vec<Pool>, DeviceError>;
 
     /// One piece of memory of `bytes` bytes, all zero.
     ///
@@ -45,6 +46,17 @@ pub trait Device: Send + Sync {
     fn connect(&self, control: Box<dyn Communicator>) -> Result<Box<dyn Communicator>, DeviceError> {
         Ok(control)
     }
+}
+
+/// Memory that is shared by all who take from it: a GPU's, a machine's, what a control group may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// What it is, for people.
+    pub name: String,
+    /// A number that other pools of the same machine have but by accident, the same in all processes; not 0.
+    pub id: u64,
+    /// Bytes that can be had of it now, where the system says.
+    pub available: Option<u64>,
 }
 
 /// A rank's memory. All weights of a rank lie in one.
@@ -220,10 +232,16 @@ pub struct Strip {
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// Not enough memory.
-    #[error("{device} cannot give {bytes} bytes of memory{}", available.map_or(String::new(), |free| format!(", it has {free} free")))]
+    #[error(
+        "{device} cannot give {bytes} bytes of memory{}{}",
+        if *ranks == 1 { String::new() } else { format!(" to {ranks} ranks") },
+        available.map_or(String::new(), |free| format!(", it has {free} free"))
+    )]
     OutOfMemory {
-        /// The device.
+        /// The device, or the pool that it takes from.
         device: String,
+        /// How many ranks want it together.
+        ranks: usize,
         /// Bytes asked for.
         bytes: u64,
         /// Bytes it has free, where it knows.

@@ -35,17 +35,9 @@ struct State {
 #[derive(Default)]
 pub(super) struct UnitSums {
     /// Of pieces in ranks' memory: each by its tensor's place and its number there.
-    pub(super) own: Vec<((Place, usize), Fingerprint)>,
+    pub(super) own: HashMap<(Place, usize), Fingerprint>,
     /// Of files, by the tensors' numbers in the catalog.
-    pub(super) expected: Vec<(usize, Fingerprint)>,
-}
-
-/// Adds to the sum of `key`, which is most often one of the last.
-pub(super) fn add<K: PartialEq>(sums: &mut Vec<(K, Fingerprint)>, key: K, sum: Fingerprint) {
-    match sums.iter_mut().rev().find(|(at, _)| *at == key) {
-        Some((_, total)) => total.merge(sum),
-        None => sums.push((key, sum)),
-    }
+    pub(super) expected: HashMap<usize, Fingerprint>,
 }
 
 impl Arrivals {
@@ -83,6 +75,11 @@ impl Arrivals {
 
     pub(super) fn is_stopped(&self) -> bool {
         self.lock().stopped
+    }
+
+    /// Whether all units are on their way.
+    pub(super) fn are_complete(&self) -> bool {
+        self.lock().left.iter().all(|left| *left == 0)
     }
 
     /// Waits until all of batch `batch` is on its way; false when it will not be. `check` is asked now and then whether to go on.

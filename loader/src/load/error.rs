@@ -7,6 +7,7 @@ use crate::{
     source::SourceError,
     verify::VerifyError,
 };
+use std::io;
 
 /// Why ranks could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +48,16 @@ pub enum LoadError {
         /// The rank.
         rank: u32,
     },
-    /// A rank's thread panicked.
+    /// The system gives no further thread.
+    #[error("cannot start a thread to load with: {source}")]
+    Thread {
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A source came to its end with neither all bytes nor an error.
+    #[error("reading ended before all bytes had come; this is a defect of shardwright")]
+    Incomplete,
+    /// A thread of a rank, or one that reads for it, panicked.
     #[error("rank {rank} ended unexpectedly; this is a defect of shardwright")]
     Panicked {
         /// The rank.
@@ -74,7 +84,7 @@ impl LoadError {
             | Self::Collective { rank, .. }
             | Self::Interrupted { rank }
             | Self::Panicked { rank } => Some(*rank),
-            Self::Schedule(_) | Self::Source(_) => None,
+            Self::Schedule(_) | Self::Source(_) | Self::Thread { .. } | Self::Incomplete => None,
         }
     }
 

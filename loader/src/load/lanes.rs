@@ -5,7 +5,8 @@
 
 use super::{
     LoadError, Progress,
-    arrivals::{Arrivals, UnitSums, add},
+    arrivals::{Arrivals, UnitSums},
+    caught, spawned,
 };
 use crate::{
     device::{DeviceMemory, Filling},
@@ -68,6 +69,15 @@ impl Lanes<'_> {
     /// [`LoadError`] of the thread that failed first.
     pub(super) fn run(&self, threads: usize, failed: &(dyn Fn(&LoadError) + Sync)) -> Result<(), LoadError> {
         let common = Common::default();
+        let fail = |error: LoadError| {
+            let mut failure = common.failure.lock().unwrap_or_else(PoisonError::into_inner);
+            if failure.is_none() {
+                failed(&error);
+                *failure = Some(error);
+            }
+            drop(failure);
+            self.arrivals.stop();
+        };
         let lane = |number: usize| {
             let (numa, nodes) = self.near;
             let turn = number.checked_rem(nodes.len()).and_then(|turn| nodes.get(turn)).copied();
@@ -76,23 +86,22 @@ impl Lanes<'_> {
                 rank: self.memories.first().map_or(0, |(rank, _)| *rank),
                 lane: format!("reader {number}"),
             };
-            if let Err(error) = self.lane(&common, &track) {
-                let mut failure = common.failure.lock().unwrap_or_else(PoisonError::into_inner);
-                if failure.is_none() {
-                    failed(&error);
-                    *failure = Some(error);
-                }
-                drop(failure);
-                self.arrivals.stop();
+            if let Err(error) = caught(track.rank, || self.lane(&common, &track)) {
+                fail(error);
             }
         };
         std::thread::scope(|scope| {
             for number in 1..threads.min(self.pass.units.len()) {
                 let lane = &lane;
-                scope.spawn(move || lane(number));
+                if let Err(error) = spawned(scope, move || lane(number)) {
+                    return fail(error);
+                }
             }
             lane(0);
         });
+        if !self.arrivals.is_stopped() && !self.arrivals.are_complete() {
+            fail(LoadError::Incomplete);
+        }
         match common.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => Err(error),
             None => Ok(()),
@@ -116,6 +125,7 @@ impl Lanes<'_> {
                 *queue.borrow_mut() = requests;
             }
         };
+        // A unit whose bytes have all come stays open until the source says no ill of the last of them.
         let mut open: Option<Open<'_>> = None;
         let mut failure = None;
         let mut since = Instant::now();
@@ -124,6 +134,9 @@ impl Lanes<'_> {
             self.tracer.add(track, "read", since, begin - since);
             let mut take = || -> Result<(), LoadError> {
                 (self.step)()?;
+                if let Some(whole) = open.take_if(|unit| unit.left == 0) {
+                    self.close(whole)?;
+                }
                 let unit = match &mut open {
                     Some(unit) => unit,
                     None => {
@@ -134,11 +147,6 @@ impl Lanes<'_> {
                 };
                 self.hand_out(unit, wanted, at, piece)?;
                 unit.left = unit.left.saturating_sub(piece.len() as u64);
-                if unit.left == 0
-                    && let Some(unit) = open.take()
-                {
-                    self.close(unit)?;
-                }
                 Ok(())
             };
             let outcome = take();
@@ -156,7 +164,10 @@ impl Lanes<'_> {
         let read = self.tensors.stream(&mut next, &mut deliver);
         match failure {
             Some(error) => Err(error),
-            None => Ok(read?),
+            None => {
+                read?;
+                open.filter(|unit| unit.left == 0).map_or(Ok(()), |whole| self.close(whole))
+            }
         }
     }
 
@@ -231,7 +242,7 @@ impl Lanes<'_> {
                     let bytes = part(piece, at, &run).ok_or_else(out_of_range)?;
                     let mut sum = Fingerprint::default();
                     sum.add(seed, run.start, bytes);
-                    add(&mut open.sums.expected, tensor.id, sum);
+                    open.sums.expected.entry(tensor.id).or_default().merge(sum);
                 }
             }
         }
@@ -279,10 +290,10 @@ impl Lanes<'_> {
                     }
                 }
                 if own.bytes() > 0 {
-                    add(&mut open.sums.own, (place, number), own);
+                    open.sums.own.entry((place, number)).or_default().merge(own);
                 }
                 if answer.bytes() > 0 {
-                    add(&mut open.sums.expected, tensor.id, answer);
+                    open.sums.expected.entry(tensor.id).or_default().merge(answer);
                 }
             }
             self.progress.add(self.memories[place.seat].0, copied);

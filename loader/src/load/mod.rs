@@ -7,8 +7,8 @@
 
 mod arrivals;
 mod error;
+mod host;
 mod lanes;
-mod neighbours;
 mod rank;
 mod ready;
 mod seats;
@@ -25,7 +25,7 @@ pub use weights::{LoadedTensor, RankWeights};
 use crate::{
     cast::Casts,
     collective::{Communicator, Lifeline},
-    device::{Device, DeviceError, DeviceMemory},
+    device::{Device, DeviceMemory, Pool},
     manifest::Manifest,
     numa::NumaNodes,
     schedule::{Answers, Batches, Pass, Schedule, ScheduleError},
@@ -40,10 +40,12 @@ use seats::{Job, Seated};
 use shardwright_planner::{checkpoint::Catalog, plan::Plan};
 use std::{
     collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    thread::{Scope, ScopedJoinHandle},
     time::Duration,
 };
 
@@ -177,7 +179,7 @@ pub fn load(
                 }
                 outcome
             };
-            ranks.push((rank, scope.spawn(follow)));
+            ranks.push((rank, spawned(scope, follow)));
         }
         let step = || {
             lifelines.iter().try_for_each(|(rank, lifeline)| {
@@ -210,11 +212,14 @@ pub fn load(
             }
         };
         let threads = if options.threads == 0 { cores() } else { options.threads };
-        let mut read = lanes.run(threads, &tell);
-        if read.is_ok() && !arrivals.is_stopped() {
-            // What was read of files that changed meanwhile is of no use, whatever its sums are.
-            read = tensors.check_unchanged().map_err(LoadError::from).inspect_err(&tell);
-        }
+        let read = match ranks.iter().find_map(|(_, thread)| thread.as_ref().err()) {
+            None => lanes.run(threads, &tell),
+            Some(error) => {
+                tell(error);
+                arrivals.stop();
+                Ok(())
+            }
+        };
         let mut outcomes = joined(ranks);
         if let Err(error) = read {
             outcomes.insert(0, Err(error));
@@ -238,7 +243,9 @@ fn seat_all<'a>(
     let outcomes = std::thread::scope(|scope| {
         let mut threads = Vec::with_capacity(seats.len());
         for (schedule, seat) in schedules.iter().zip(seats) {
-            threads.push((seat.rank, scope.spawn(move || Seated::new(schedule, seat, verifies, numa))));
+            let rank = seat.rank;
+            let ready = move || Seated::new(schedule, seat, verifies, numa);
+            threads.push((rank, spawned(scope, ready)));
         }
         joined(threads)
     });
@@ -259,11 +266,27 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-type RankThread<'scope, T> = (u32, std::thread::ScopedJoinHandle<'scope, Result<T, LoadError>>);
+type LoadThread<'scope, T> = Result<ScopedJoinHandle<'scope, T>, LoadError>;
+
+/// A thread that does `work`, or why there is none.
+fn spawned<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> LoadThread<'scope, T> {
+    std::thread::Builder::new().spawn_scoped(scope, work).map_err(|source| LoadError::Thread { source })
+}
+
+/// What `work` ends with; a panic is an error of `rank`.
+fn caught<T>(rank: u32, work: impl FnOnce() -> Result<T, LoadError>) -> Result<T, LoadError> {
+    // What a panic leaves half done is not used: the load fails.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(LoadError::Panicked { rank }))
+}
 
 /// What the threads of ranks end with.
-fn joined<T>(threads: Vec<RankThread<'_, T>>) -> Vec<Result<T, LoadError>> {
-    let join = |(rank, thread): RankThread<'_, T>| thread.join().unwrap_or(Err(LoadError::Panicked { rank }));
+fn joined<T>(threads: Vec<(u32, LoadThread<'_, Result<T, LoadError>>)>) -> Vec<Result<T, LoadError>> {
+    let join = |(rank, thread): (u32, LoadThread<'_, Result<T, LoadError>>)| {
+        thread?.join().unwrap_or(Err(LoadError::Panicked { rank }))
+    };
     threads.into_iter().map(join).collect()
 }
 
@@ -293,19 +316,17 @@ impl Prepared {
         options: &LoadOptions,
     ) -> Result<Self, LoadError> {
         let mut schedules = Vec::with_capacity(seats.len());
-        let mut needs: BTreeMap<String, (u64, &Seat<'_>)> = BTreeMap::new();
-        for seat in seats {
-            let schedule = Schedule::new(plan, catalog, seat.rank)?;
-            let (bytes, _) = needs.entry(seat.device.name()).or_insert((0, seat));
-            *bytes = bytes.saturating_add(schedule.memory_bytes);
+        let mut pools: BTreeMap<u64, (Pool, u32, Vec<u64>)> = BTreeMap::new();
+        for &Seat { rank, device, .. } in seats {
+            let schedule = Schedule::new(plan, catalog, rank)?;
+            for pool in device.pools().map_err(|source| LoadError::Device { rank, source })? {
+                let (.., want) = pools.entry(pool.id).or_insert((pool, rank, Vec::new()));
+                want.push(schedule.memory_bytes);
+            }
             schedules.push(schedule);
         }
-        for (device, (bytes, seat)) in needs {
-            let on_device = |source| LoadError::Device { rank: seat.rank, source };
-            let available = seat.device.available_bytes().map_err(on_device)?;
-            if available.is_some_and(|free| bytes > free) {
-                return Err(on_device(DeviceError::OutOfMemory { device, bytes, available }));
-            }
+        for (pool, rank, want) in pools.into_values() {
+            host::check(&pool, want.into_iter()).map_err(|source| LoadError::Device { rank, source })?;
         }
         let chosen = match options.verify {
             Some(extent) => verify::chosen(plan, catalog, extent).map_err(ScheduleError::from)?,

@@ -2,7 +2,7 @@
 
 use super::{
     FiguresOfRanks, LoadError, LoadFigures, LoadOptions, LoadedRank, RankWeights, Ready, Seat, TensorPlace,
-    arrivals::Arrivals, neighbours::neighbours,
+    arrivals::Arrivals, caught, host::Hosts,
 };
 use crate::{
     collective::{CollectiveError, Communicator, Lifeline, Reduce},
@@ -60,8 +60,18 @@ impl<'a> Seated<'a> {
     ) -> Result<Self, LoadError> {
         let Seat { rank, device, mut communicator } = seat;
         let together = |source| LoadError::Collective { rank, source };
-        let neighbours = communicator.as_deref_mut().map(neighbours).transpose().map_err(together)?;
         let on_device = |source| LoadError::Device { rank, source };
+        let mut neighbours = Vec::new();
+        if let Some(communicator) = &mut communicator {
+            // What there is, before any of the others takes some of it.
+            let pools = device.pools().map_err(on_device)?;
+            let hosts = Hosts::meet(communicator.as_mut(), pools, schedule.memory_bytes).map_err(together)?;
+            hosts
+                .check_memory()
+                .map_err(on_device)
+                .inspect_err(|error| communicator.abort(&error.cause()))?;
+            neighbours = hosts.neighbours();
+        }
         // Devices find together before anything is loaded: what fails here fails early.
         communicator = match communicator {
             Some(control) if verifies => Some(device.connect(control).map_err(on_device)?),
@@ -77,7 +87,6 @@ impl<'a> Seated<'a> {
             }
         })?;
         let lifeline = communicator.as_deref().map(Communicator::lifeline);
-        let neighbours = neighbours.unwrap_or_default();
         Ok(Self { schedule, memory: memory.into(), communicator, lifeline, neighbours, numa_node, begin })
     }
 
@@ -106,7 +115,7 @@ impl Job<'_> {
         seated: &mut Seated<'_>,
         arrivals: &Arrivals,
     ) -> Result<Option<Done>, LoadError> {
-        let outcome = self.follow_to_the_end(seat, seated, arrivals);
+        let outcome = caught(seated.schedule.rank, || self.follow_to_the_end(seat, seated, arrivals));
         if let (Err(error), Some(communicator)) = (&outcome, &mut seated.communicator) {
             // Before the memory is given back, which may take a while where the GPU hangs.
             communicator.abort(&error.cause());
@@ -208,6 +217,10 @@ impl Job<'_> {
         let verify = since.elapsed();
         let tensors = schedule.tensors.len() as u64;
         let figures = LoadFigures { tensors, bytes: schedule.copied_bytes(), load, verify };
+        // What was read of files that changed meanwhile is of no use, whatever its sums are. One rank looks for its process.
+        if seat == 0 {
+            self.tensors.check_unchanged()?;
+        }
         // Nobody says that it is done before all are.
         let of_all_ranks = match &mut traced {
             Some(communicator) => {

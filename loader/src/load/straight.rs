@@ -2,7 +2,7 @@
 
 use super::{
     LoadError,
-    arrivals::{UnitSums, add},
+    arrivals::UnitSums,
     lanes::{Lanes, Runs},
 };
 use crate::{
@@ -35,6 +35,11 @@ impl Lanes<'_> {
                 }
             }
             self.sum_files(unit, &mut sums)?;
+            // What went while it was copied is known now.
+            for span in &unit.spans {
+                let first = span.bytes.start;
+                self.tensors.mapped(self.pass.tensors[span.tensor].id, first..first + 1)?;
+            }
             self.arrivals.arrived(unit.batch, sums);
         }
         Ok(())
@@ -57,7 +62,7 @@ impl Lanes<'_> {
                 let run = run.start.max(span.bytes.start)..run.end.min(span.bytes.end);
                 let mut sum = Fingerprint::default();
                 self.read(tensor.id, run, &mut |at, piece| sum.add(tensor.seed, at, piece))?;
-                add(&mut sums.expected, tensor.id, sum);
+                sums.expected.entry(tensor.id).or_default().merge(sum);
             }
         }
         Ok(())

@@ -141,3 +141,123 @@ fn a_tensor_that_is_wrong_is_not_ready() {
     let all: u64 = ranks.iter().map(|rank| rank.figures().tensors).sum();
     assert_eq!((wrong, count.load(Ordering::Relaxed)), (1, all - 2));
 }
+
+/// What a process finds at the end: its files were changed while it read them. It takes its time to find out, as on a network's
+/// file system with many files.
+struct ChangedInTheEnd(ReadFiles, std::path::PathBuf);
+
+impl Source for ChangedInTheEnd {
+    fn stream(
+        &self,
+        next: &mut dyn FnMut() -> Option<Request>,
+        deliver: Deliver<'_>,
+    ) -> Result<(), SourceError> {
+        self.0.stream(next, deliver)
+    }
+
+    fn check_unchanged(&self) -> Result<(), SourceError> {
+        std::thread::sleep(Duration::from_millis(200));
+        Err(SourceError::Changed { path: self.1.clone() })
+    }
+}
+
+#[test]
+fn nobody_says_that_it_is_verified_where_another_process_read_files_that_changed() {
+    let (plan, catalog) = planned("llama-bf16", 1, 1, 2);
+    let (plan, catalog) = (&plan, &catalog);
+    let outcomes = std::thread::scope(|scope| {
+        let processes: Vec<_> = (0u32..)
+            .zip(local_group(2, Duration::from_secs(20)))
+            .map(|(rank, end)| {
+                scope.spawn(move || {
+                    let files = ReadFiles::open(catalog).unwrap();
+                    let source: Box<dyn Source> = match rank {
+                        0 => Box::new(files),
+                        _ => Box::new(ChangedInTheEnd(files, catalog.files()[0].path.clone())),
+                    };
+                    let seat = Seat { rank, device: &HostDevice, communicator: Some(Box::new(end)) };
+                    let loaded =
+                        load(plan, catalog, source.as_ref(), vec![seat], &verifying(), &Progress::default());
+                    loaded.map(|ranks| ranks[0].verified.clone().unwrap()).map_err(|error| error.to_string())
+                })
+            })
+            .collect();
+        processes.into_iter().map(|process| process.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert!(outcomes.iter().all(Result::is_err), "{outcomes:?}");
+}
+
+/// A source whose thread panics.
+struct Panics;
+
+impl Source for Panics {
+    fn stream(&self, next: &mut dyn FnMut() -> Option<Request>, _: Deliver<'_>) -> Result<(), SourceError> {
+        next();
+        panic!("on purpose");
+    }
+}
+
+/// A source that ends early and says nothing.
+struct EndsEarly;
+
+impl Source for EndsEarly {
+    fn stream(&self, next: &mut dyn FnMut() -> Option<Request>, _: Deliver<'_>) -> Result<(), SourceError> {
+        next();
+        Ok(())
+    }
+}
+
+/// What loading from `source` fails with, which does not take it long.
+fn fails_soon(source: &'static (dyn Source + Sync)) -> LoadError {
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let (plan, catalog) = planned("llama-bf16", 1, 1, 2);
+        done.send(loaded(&plan, &catalog, source, &verifying()).map(drop)).unwrap();
+    });
+    ended.recv_timeout(Duration::from_secs(30)).expect("it hangs").unwrap_err()
+}
+
+#[test]
+fn a_reader_that_panics_does_not_leave_the_ranks_waiting() {
+    assert!(matches!(fails_soon(&Panics), LoadError::Panicked { .. }));
+}
+
+#[test]
+fn a_source_that_ends_early_does_not_leave_the_ranks_waiting() {
+    assert!(matches!(fails_soon(&EndsEarly), LoadError::Incomplete));
+}
+
+/// What `MappedFiles` does where a file is cut while its last piece is used: it delivers zeros, and says so afterwards.
+struct GoneWhileUsed(ReadFiles, std::path::PathBuf, u64);
+
+impl Source for GoneWhileUsed {
+    fn stream(
+        &self,
+        next: &mut dyn FnMut() -> Option<Request>,
+        deliver: Deliver<'_>,
+    ) -> Result<(), SourceError> {
+        let mut all = 0;
+        self.0.stream(next, &mut |request, at, piece| {
+            all += piece.len() as u64;
+            deliver(request, at, &vec![0; piece.len()])
+        })?;
+        // This thread waits for its turn on the processor.
+        std::thread::sleep(Duration::from_millis(200));
+        Err(SourceError::Truncated { path: self.1.clone(), at: 0, expected: self.2 })
+    }
+}
+
+#[test]
+fn nothing_is_ready_and_verified_that_was_gone_while_it_was_read() {
+    let (plan, catalog) = planned("llama-bf16", 1, 1, 2);
+    let file = &catalog.files()[0];
+    let source = GoneWhileUsed(ReadFiles::open(&catalog).unwrap(), file.path.clone(), file.bytes);
+    let verified: Arc<AtomicU64> = Arc::default();
+    let counts = Arc::clone(&verified);
+    let on_ready = OnReady::new(move |ready| {
+        counts.fetch_add(u64::from(ready.verified) * ready.tensors.len() as u64, Ordering::Relaxed);
+    });
+    let options = LoadOptions { on_ready, ..verifying() };
+    assert!(loaded(&plan, &catalog, &source, &options).is_err());
+    assert_eq!(verified.load(Ordering::Relaxed), 0);
+}

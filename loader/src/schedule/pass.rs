@@ -76,7 +76,7 @@ pub struct PassTensor {
 }
 
 /// A tensor of one of the schedules.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Place {
     /// Which of the schedules.
     pub seat: usize,

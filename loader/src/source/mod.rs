@@ -52,7 +52,8 @@ pub type Deliver<'a> = &'a mut dyn FnMut(Request, u64, &[u8]) -> ControlFlow<()>
 pub trait Source: Sync {
     /// Reads what `next` asks for, in that order, until it gives `None`, and hands it on in pieces of at most [`PIECE_BYTES`], in
     /// order: `deliver` is told which request a piece belongs to, the piece's first byte in the file, and the piece. It breaks
-    /// when it wants no more, which is no error here. Requests may be taken some way ahead of what is delivered. Each thread
+    /// when it wants no more, which is no error here. What was delivered holds when the next piece comes, or the end without an
+    /// error: a mapped file may be cut while its bytes are used. Requests may be taken some way ahead of what is delivered. Each thread
     /// that reads calls it once.
     ///
     /// # Errors

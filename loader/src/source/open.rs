@@ -4,7 +4,7 @@ use super::{
     ByFile, Choice, DirectError, DirectFiles, DirectOptions, FileFacts, HostFacts, Io, MappedFiles,
     ReadFiles, Source, SourceError, SourcesOf, Way, choose, summary,
 };
-use crate::device::{Device, HostDevice};
+use crate::device::HostDevice;
 use shardwright_planner::checkpoint::Catalog;
 
 /// The files of a checkpoint, and what there is to say of how they are read.
@@ -27,7 +27,7 @@ pub fn open(catalog: &Catalog, io: Io, shared: bool, threads: usize) -> Result<O
     let host = HostFacts {
         shared,
         bytes: files.iter().map(|file| file.bytes).fold(0, u64::saturating_add),
-        available_bytes: HostDevice.available_bytes().ok().flatten(),
+        available_bytes: HostDevice.available_bytes(),
     };
     let mut chosen: Vec<(FileFacts, Choice)> = files
         .iter()

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     cast::{Cast, Casts},
     collective::local_group,
-    device::{Device, HostDevice},
+    device::{Device, HostDevice, Pool},
     fingerprint::seed_of,
     fixture::{planned, planned_as},
     load::{LoadError, LoadOptions, LoadedRank, Progress, Seat, load},
@@ -239,13 +239,13 @@ impl Device for OneFails {
         "one-fails".to_owned()
     }
 
-    fn available_bytes(&self) -> Result<Option<u64>, DeviceError> {
-        Ok(None)
+    fn pools(&self) -> Result<Vec<Pool>, DeviceError> {
+        Ok(Vec::new())
     }
 
     fn allocate(&self, bytes: u64) -> Result<Box<dyn DeviceMemory>, DeviceError> {
         match self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
-            0 => Err(DeviceError::OutOfMemory { device: self.name(), bytes, available: None }),
+            0 => Err(DeviceError::OutOfMemory { device: self.name(), ranks: 1, bytes, available: None }),
             _ => HostDevice.allocate(bytes),
         }
     }

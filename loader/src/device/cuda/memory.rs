@@ -41,6 +41,7 @@ impl CudaMemory {
         let (free, _) = context.memory_info()?;
         let refused = || DeviceError::OutOfMemory {
             device: gpu_name(context.gpu().ordinal),
+            ranks: 1,
             bytes: len,
             available: Some(free),
         };

@@ -15,8 +15,8 @@ mod sums;
 
 pub use driver::{CudaError, Driver, Gpu};
 
-use super::{Device, DeviceError, DeviceMemory};
-use crate::{collective::Communicator, numa::node_of_pci, trace::Tracer};
+use super::{Device, DeviceError, DeviceMemory, Pool};
+use crate::{collective::Communicator, fingerprint::seed_of, numa::node_of_pci, trace::Tracer};
 use driver::{Context, IpcHandle};
 use memory::CudaMemory;
 use nccl::NcclCommunicator;
@@ -94,8 +94,9 @@ impl Device for CudaDevice {
         node_of_pci(&self.context.gpu().pci)
     }
 
-    fn available_bytes(&self) -> Result<Option<u64>, DeviceError> {
-        Ok(Some(self.context.memory_info()?.0))
+    fn pools(&self) -> Result<Vec<Pool>, DeviceError> {
+        let id = seed_of(&self.context.gpu().uuid);
+        Ok(vec![Pool { name: self.name(), id, available: Some(self.context.memory_info()?.0) }])
     }
 
     fn allocate(&self, bytes: u64) -> Result<Box<dyn DeviceMemory>, DeviceError> {
