@@ -284,8 +284,16 @@ impl From<LoadError> for Failure {
             LoadError::Verify { source: VerifyError::OtherExtent { .. }, .. } => {
                 (Kind::No, Some("give every rank the same --verify"))
             }
-            LoadError::Verify { source: VerifyError::OtherManifest { .. }, .. } => {
-                (Kind::No, Some("give every rank the same --manifest, or none"))
+            LoadError::Verify {
+                source: VerifyError::OtherManifest { .. } | VerifyError::OtherSums { .. },
+                ..
+            } => (Kind::No, Some("give every rank the same --manifest, or none")),
+            LoadError::Verify { source: VerifyError::OtherContents { .. }, .. } => (
+                Kind::No,
+                Some("give every rank the same checkpoint; --manifest finds which is the right one"),
+            ),
+            LoadError::Thread { .. } => {
+                (Kind::Environment, Some("--threads takes fewer; `ulimit -u` says how many there may be"))
             }
             LoadError::Source(source) => {
                 let kind = match source {

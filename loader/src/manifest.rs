@@ -222,6 +222,19 @@ impl Manifest {
         }
     }
 
+    /// A sum over all of them, in order.
+    pub fn sum(&self) -> Fingerprint {
+        let seed = seed_of(FORMAT);
+        let mut all = Fingerprint::default();
+        let mut at = 0;
+        for limb in self.sums.iter().flat_map(|sum| sum.to_limbs()) {
+            let bytes = limb.to_le_bytes();
+            all.add(seed, at, &bytes);
+            at += bytes.len() as u64;
+        }
+        all
+    }
+
     /// The fingerprint of the tensor with this number in the catalog.
     pub fn of_tensor(&self, id: usize) -> Fingerprint {
         self.sums.get(id).copied().unwrap_or_default()

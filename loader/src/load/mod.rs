@@ -144,12 +144,12 @@ pub fn load(
     };
     let Prepared { schedules, batches, chosen, casts } = &prepared;
     let tensors = &Tensors::new(catalog, casts, source);
-    let job = Job { plan, tensors, options, batches, chosen };
+    let world = plan.mesh.world_size();
+    let job = Job { plan, tensors, options, batches, chosen, is_whole: seats.len() == world as usize };
     let numa = NumaNodes::of_host();
     let nodes = numa.of_devices(seats.iter().map(|seat| seat.device));
     let mut seated = seat_all(schedules, seats, options.verify.is_some(), &numa)?;
 
-    let world = plan.mesh.world_size();
     let answers = match seated.first() {
         _ if chosen.is_empty() => Answers::ForNothing,
         Some(seated) if options.manifest.is_some() && seated.communicator.is_some() => Answers::ForNothing,

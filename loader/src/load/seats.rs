@@ -12,7 +12,7 @@ use crate::{
     schedule::{Batches, Schedule},
     tensors::Tensors,
     trace::{Traced, Track},
-    verify::{Arrived, Verification, Verified, Verifier, VerifyError},
+    verify::{Arrived, Standard, Verification, Verified, Verifier, VerifyError},
 };
 use shardwright_planner::plan::Plan;
 use std::{
@@ -29,6 +29,8 @@ pub(super) struct Job<'a> {
     pub(super) batches: &'a Batches,
     /// Whether each tensor is verified, by its number in the catalog; empty when none is.
     pub(super) chosen: &'a [bool],
+    /// Whether this process has all ranks.
+    pub(super) is_whole: bool,
 }
 
 /// A rank whose device and communicator are there, and its memory.
@@ -157,7 +159,11 @@ impl Job<'_> {
             memory,
             tensors: self.tensors,
             chosen: self.chosen,
-            by_manifest: self.options.manifest.is_some(),
+            standard: match &self.options.manifest {
+                Some(manifest) => Standard::Manifest(manifest),
+                // Threads of one process read the same files.
+                None => Standard::Files { samples: seat == 0 && !self.is_whole },
+            },
             step: &step,
         };
         let mut verifier = None;

@@ -1,5 +1,7 @@
 //! Loading from sources that do not always do what they should.
 
+mod apart;
+
 use super::*;
 use crate::{
     collective::local_group,
@@ -140,51 +142,6 @@ fn a_tensor_that_is_wrong_is_not_ready() {
     let wrong = ranks[0].verified.as_ref().unwrap().mismatches.len();
     let all: u64 = ranks.iter().map(|rank| rank.figures().tensors).sum();
     assert_eq!((wrong, count.load(Ordering::Relaxed)), (1, all - 2));
-}
-
-/// What a process finds at the end: its files were changed while it read them. It takes its time to find out, as on a network's
-/// file system with many files.
-struct ChangedInTheEnd(ReadFiles, std::path::PathBuf);
-
-impl Source for ChangedInTheEnd {
-    fn stream(
-        &self,
-        next: &mut dyn FnMut() -> Option<Request>,
-        deliver: Deliver<'_>,
-    ) -> Result<(), SourceError> {
-        self.0.stream(next, deliver)
-    }
-
-    fn check_unchanged(&self) -> Result<(), SourceError> {
-        std::thread::sleep(Duration::from_millis(200));
-        Err(SourceError::Changed { path: self.1.clone() })
-    }
-}
-
-#[test]
-fn nobody_says_that_it_is_verified_where_another_process_read_files_that_changed() {
-    let (plan, catalog) = planned("llama-bf16", 1, 1, 2);
-    let (plan, catalog) = (&plan, &catalog);
-    let outcomes = std::thread::scope(|scope| {
-        let processes: Vec<_> = (0u32..)
-            .zip(local_group(2, Duration::from_secs(20)))
-            .map(|(rank, end)| {
-                scope.spawn(move || {
-                    let files = ReadFiles::open(catalog).unwrap();
-                    let source: Box<dyn Source> = match rank {
-                        0 => Box::new(files),
-                        _ => Box::new(ChangedInTheEnd(files, catalog.files()[0].path.clone())),
-                    };
-                    let seat = Seat { rank, device: &HostDevice, communicator: Some(Box::new(end)) };
-                    let loaded =
-                        load(plan, catalog, source.as_ref(), vec![seat], &verifying(), &Progress::default());
-                    loaded.map(|ranks| ranks[0].verified.clone().unwrap()).map_err(|error| error.to_string())
-                })
-            })
-            .collect();
-        processes.into_iter().map(|process| process.join().unwrap()).collect::<Vec<_>>()
-    });
-    assert!(outcomes.iter().all(Result::is_err), "{outcomes:?}");
 }
 
 /// A source whose thread panics.

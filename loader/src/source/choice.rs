@@ -61,6 +61,8 @@ pub struct Choice {
 pub enum Reason {
     /// Somebody said so.
     Asked,
+    /// It was to be read directly, and something refuses that.
+    Refused,
     /// It lies in memory, on a file system of this name.
     InMemory(&'static str),
     /// It lies on another host, on a file system of this name.
@@ -166,6 +168,7 @@ impl fmt::Display for Group {
         let (of, is) = if self.files == 1 { ("it", "is") } else { ("them", "are") };
         match self.choice.reason {
             Reason::Asked => write!(f, "as asked"),
+            Reason::Refused => write!(f, "reading directly is refused"),
             Reason::InMemory(name) => write!(f, "on {name}, which is memory"),
             Reason::Network(name) => {
                 write!(f, "on {name}, where the page cache shares what ranks of this host read")

@@ -126,6 +126,12 @@ pub enum SourceError {
         /// Bytes now.
         found: u64,
     },
+    /// The file has another header than the one that was read.
+    #[error("{} has another header now than when the checkpoint was read", path.display())]
+    HeaderChanged {
+        /// The file.
+        path: PathBuf,
+    },
     /// A pipe, a device or a folder where a file was when its header was read.
     #[error("{} is not a regular file", path.display())]
     NotAFile {
@@ -183,7 +189,7 @@ impl SourceError {
     pub fn help(&self) -> Option<&'static str> {
         match self {
             Self::LengthChanged { .. } | Self::OutOfRange { .. } => Some("load files that nobody is writing"),
-            Self::Truncated { .. } | Self::Changed { .. } => {
+            Self::Truncated { .. } | Self::Changed { .. } | Self::HeaderChanged { .. } => {
                 Some("the checkpoint was changed while it was read; load again")
             }
             Self::NotAFile { .. } => Some("give a checkpoint of regular files"),

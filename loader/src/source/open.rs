@@ -2,9 +2,10 @@
 
 use super::{
     ByFile, Choice, DirectError, DirectFiles, DirectOptions, FileFacts, HostFacts, Io, MappedFiles,
-    ReadFiles, Source, SourceError, SourcesOf, Way, choose, summary,
+    ReadFiles, Reason, Source, SourceError, SourcesOf, Way, choose, opened::OpenedFile, summary,
 };
 use crate::device::HostDevice;
+use rustix::fs::OFlags;
 use shardwright_planner::checkpoint::Catalog;
 
 /// The files of a checkpoint, and what there is to say of how they are read.
@@ -49,7 +50,7 @@ pub fn open(catalog: &Catalog, io: Io, shared: bool, threads: usize) -> Result<O
                 notes.push(format!("reading through the page cache instead of directly: {refused}"));
                 for (_, choice) in &mut chosen {
                     if matches!(choice.way, Way::Direct | Way::Shared) {
-                        choice.way = Way::Read;
+                        *choice = Choice { way: Way::Read, reason: Reason::Refused };
                     }
                 }
             }
@@ -89,10 +90,54 @@ pub fn open(catalog: &Catalog, io: Io, shared: bool, threads: usize) -> Result<O
         1 => sources.remove(0),
         _ => Box::new(ByFile::new(sources, of_file)),
     };
+    check_headers(catalog)?;
+    // The files whose headers were looked at are those that were opened.
+    source.check_unchanged()?;
     Ok(Opened { source, how, notes })
+}
+
+/// Checks that the files still have the headers of the catalog: by those their bytes are found.
+fn check_headers(catalog: &Catalog) -> Result<(), SourceError> {
+    catalog.files().iter().try_for_each(|entry| {
+        let opened = OpenedFile::open(entry, OFlags::empty())?;
+        match entry.has_header(opened.file()) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(SourceError::HeaderChanged { path: entry.path.clone() }),
+            Err(source) => Err(opened.unreadable(0, source)),
+        }
+    })
 }
 
 /// Whether a file, by its number, is to be read in one of these ways.
 fn read_by(chosen: &[(FileFacts, Choice)], ways: &[Way]) -> impl Fn(usize) -> bool {
     move |file| chosen.get(file).is_some_and(|(_, choice)| ways.contains(&choice.way))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::fixture, *};
+
+    #[test]
+    fn files_with_other_headers_than_were_read_are_refused() {
+        let folder = fixture::checkpoint(&[1, 2, 3, 4]);
+        let path = folder.path().join("model.safetensors");
+        let catalog = Catalog::open(folder.path()).unwrap();
+        for io in [Io::Auto, Io::Mmap, Io::Read, Io::Direct] {
+            assert!(open(&catalog, io, false, 1).is_ok());
+        }
+        // As long as before, with the same bytes under another name.
+        fixture::write(&path, "b", &[1, 2, 3, 4]);
+        for io in [Io::Auto, Io::Mmap, Io::Read, Io::Direct] {
+            let opened = open(&catalog, io, false, 1).map(drop);
+            assert!(matches!(opened, Err(SourceError::HeaderChanged { .. })), "{opened:?}");
+        }
+        // A length that leads beyond the file, and one beyond everything.
+        for length in [1 << 20, u64::MAX] {
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes[..8].copy_from_slice(&u64::to_le_bytes(length));
+            std::fs::write(&path, bytes).unwrap();
+            let opened = open(&catalog, Io::Read, false, 1).map(drop);
+            assert!(matches!(opened, Err(SourceError::HeaderChanged { .. })), "{opened:?}");
+        }
+    }
 }

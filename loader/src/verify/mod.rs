@@ -5,6 +5,7 @@
 //! of later ones. The expected fingerprints are summed over shares of the *files* that know nothing of the plan's boxes, so a
 //! wrong box is found as surely as a wrong byte.
 
+mod contents;
 mod expected;
 mod local;
 mod own;
@@ -18,6 +19,7 @@ use crate::{
     collective::{CollectiveError, Communicator, Reduce},
     device::{DeviceError, DeviceMemory},
     fingerprint::Fingerprint,
+    manifest::Manifest,
     schedule::{PlacedTensor, Schedule},
     source::SourceError,
     tensors::Tensors,
@@ -80,6 +82,22 @@ pub enum VerifyError {
         /// Whether it was asked to verify all.
         full: bool,
     },
+    /// Processes read different checkpoints, which have the same headers.
+    #[error("{} other weights than rank {first}, under the same names", ranks_that(ranks, "reads", "read"))]
+    OtherContents {
+        /// The first rank.
+        first: u32,
+        /// The ranks whose process reads others, as far as they were heard of.
+        ranks: Vec<u32>,
+    },
+    /// Ranks have different manifests of what to compare with.
+    #[error("{} given another manifest than rank {first}", ranks_that(ranks, "was", "were"))]
+    OtherSums {
+        /// The first rank.
+        first: u32,
+        /// The ranks that have others.
+        ranks: Vec<u32>,
+    },
     /// Some ranks have a manifest of what to compare with, and some have not.
     #[error("rank {rank} was {} a manifest, and some other rank was{}", if *given { "given" } else { "not given" }, if *given { " not" } else { "" })]
     OtherManifest {
@@ -102,6 +120,27 @@ pub enum VerifyError {
     Source(#[from] SourceError),
 }
 
+/// `rank 3 was`, `ranks 2, 3 were`.
+fn ranks_that(ranks: &[u32], one: &str, many: &str) -> String {
+    let names: Vec<String> = ranks.iter().map(u32::to_string).collect();
+    match names.as_slice() {
+        [name] => format!("rank {name} {one}"),
+        names => format!("ranks {} {many}", names.join(", ")),
+    }
+}
+
+/// What says what should lie on the devices.
+#[derive(Debug, Clone, Copy)]
+pub enum Standard<'a> {
+    /// A manifest.
+    Manifest(&'a Manifest),
+    /// The files.
+    Files {
+        /// Whether this rank is the one of its process to say whether other processes read the same files.
+        samples: bool,
+    },
+}
+
 /// What one rank brings to verification.
 pub struct Verification<'a> {
     /// The plan.
@@ -116,8 +155,8 @@ pub struct Verification<'a> {
     pub tensors: &'a Tensors<'a>,
     /// Which tensors: see [`chosen`].
     pub chosen: &'a [bool],
-    /// Whether what should lie there is what a manifest says.
-    pub by_manifest: bool,
+    /// What says what should lie there.
+    pub standard: Standard<'a>,
     /// Called again and again between pieces of work of some MiB; an error ends verification with it.
     pub step: &'a dyn Fn() -> Result<(), VerifyError>,
 }
@@ -152,7 +191,7 @@ impl<'a> Verifier<'a> {
     ) -> Result<Self, VerifyError> {
         let mut replicated = Replicated::default();
         if let Some(communicator) = communicator {
-            agree(this.plan, this.chosen, this.by_manifest, communicator)?;
+            agree(this, communicator)?;
             replicated = Replicated::new(this)?;
         }
         let held = this.schedule.tensors.iter().enumerate().map(|(at, tensor)| (tensor.id, at)).collect();
@@ -244,36 +283,66 @@ impl Batch<'_> {
     }
 }
 
-/// Checks that all ranks have the same plan, and are to compare the same, before anything is compared that depends on it.
-fn agree(
-    plan: &Plan,
-    chosen: &[bool],
-    given: bool,
-    communicator: &mut dyn Communicator,
-) -> Result<(), VerifyError> {
-    let digest = plan.digest()?;
+/// Checks that all ranks have the same plan and the same weights, and are to compare the same, before anything is compared that
+/// depends on it.
+fn agree(this: &Verification<'_>, communicator: &mut dyn Communicator) -> Result<(), VerifyError> {
+    let digest = this.plan.digest()?;
     // A digest is hexadecimal text; eight letters a number.
     let mut words: Vec<u64> = digest
         .as_bytes()
         .chunks(8)
         .map(|letters| letters.iter().fold(0, |word, &letter| word << 8 | u64::from(letter)))
         .collect();
-    let full = chosen.iter().all(|chosen| *chosen);
+    let full = this.chosen.iter().all(|chosen| *chosen);
+    let (given, weights) = match this.standard {
+        Standard::Manifest(manifest) => (true, Some(manifest.sum())),
+        Standard::Files { samples: true } => (false, Some(contents::sample(this)?)),
+        Standard::Files { samples: false } => (false, None),
+    };
     words.extend([u64::from(full), u64::from(given)]);
-    // Largest and smallest in one step: whoever knew first that they differ would fail the other's second one.
-    let mut both: Vec<u64> = words.iter().copied().chain(words.iter().map(|word| !word)).collect();
+    // Largest and smallest in one step: whoever knew first that they differ would fail the other's second one. A rank that does
+    // not say what its weights are has no part in either.
+    let own = weights.map(|sum| sum.to_limbs()[..WEIGHTS].to_vec());
+    let inverted = own.iter().flatten().map(|limb| !limb);
+    let nothing = || std::iter::repeat_n(0, if own.is_some() { 0 } else { WEIGHTS });
+    let largest = words.iter().copied().chain(own.iter().flatten().copied()).chain(nothing());
+    let smallest = words.iter().map(|word| !word).chain(inverted).chain(nothing());
+    let mut both: Vec<u64> = largest.chain(smallest).collect();
     communicator.all_reduce(&mut both, Reduce::Max)?;
-    let (most, least) = both.split_at(words.len());
+    let (most, least) = both.split_at(words.len() + WEIGHTS);
     let (mut most, mut least) = (most.to_vec(), least.iter().map(|word| !word).collect::<Vec<_>>());
     let rank = communicator.rank();
+    let weights_differ = most.split_off(words.len()) > least.split_off(words.len());
     let of_manifest = least.pop() == most.pop();
     let (of_extent, of_plan) = (least.pop() == most.pop(), least == most);
     match (of_plan, of_extent, of_manifest) {
         (false, ..) => Err(VerifyError::OtherPlan { rank, digest }),
         (true, false, _) => Err(VerifyError::OtherExtent { rank, full }),
         (true, true, false) => Err(VerifyError::OtherManifest { rank, given }),
+        (true, true, true) if weights_differ => {
+            let (first, ranks) = others(own.as_deref(), communicator)?;
+            Err(match given {
+                true => VerifyError::OtherSums { first, ranks },
+                false => VerifyError::OtherContents { first, ranks },
+            })
+        }
         (true, true, true) => Ok(()),
     }
+}
+
+/// Limbs of what a rank says of its weights.
+const WEIGHTS: usize = 4;
+
+/// The first rank that says what its weights are, and those that say something else. Every rank calls it.
+fn others(own: Option<&[u64]>, communicator: &mut dyn Communicator) -> Result<(u32, Vec<u32>), VerifyError> {
+    let mut all = vec![[0; WEIGHTS]; communicator.world_size() as usize];
+    if let Some(own) = own {
+        all[communicator.rank() as usize].copy_from_slice(own);
+    }
+    communicator.all_reduce(all.as_flattened_mut(), Reduce::Sum)?;
+    let mut said = (0u32..).zip(all).filter(|(_, said)| *said != [0; WEIGHTS]);
+    let (first, of_first) = said.next().unwrap_or_default();
+    Ok((first, said.filter(|(_, said)| *said != of_first).map(|(rank, _)| rank).collect()))
 }
 
 #[cfg(test)]

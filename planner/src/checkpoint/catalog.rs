@@ -4,12 +4,13 @@ use super::{
     ByteRange, Dtype,
     error::CatalogError,
     files::{self, WeightMap},
-    header::{Header, read_header},
+    header::{Header, header_digest, read_header},
 };
 use rayon::prelude::*;
 use std::{
     collections::HashMap,
     fs::File,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -33,6 +34,16 @@ pub struct CatalogFile {
     pub bytes: u64,
     /// SHA-256 of its header, the length included.
     pub header_digest: [u8; 32],
+}
+
+impl CatalogFile {
+    /// Whether `file`, read from its beginning, has the header that was read into the catalog.
+    ///
+    /// # Errors
+    /// Those of reading; a file that ends within the length among them.
+    pub fn has_header(&self, file: impl Read) -> io::Result<bool> {
+        Ok(header_digest(file)? == Some(self.header_digest))
+    }
 }
 
 /// One tensor.

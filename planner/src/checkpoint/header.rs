@@ -10,7 +10,7 @@ use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
-use std::io::Read;
+use std::io::{self, BufRead, BufReader, Read};
 
 /// Longest JSON header that is read, in bytes. The same limit as the `safetensors` crate's.
 pub const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -78,6 +78,28 @@ pub(super) fn read_header(mut file: impl Read, file_bytes: u64) -> Result<Header
     tensors.sort_by_key(|tensor| tensor.bytes);
     check_tiling(&tensors, data_start, file_bytes)?;
     Ok(Header { digest, tensors })
+}
+
+/// SHA-256 of the length and the JSON at the beginning of `file`, whatever they say; `None` when the length is more than is read.
+pub(super) fn header_digest(mut file: impl Read) -> io::Result<Option<[u8; 32]>> {
+    let mut length = [0; 8];
+    file.read_exact(&mut length)?;
+    let header_bytes = u64::from_le_bytes(length);
+    if header_bytes > MAX_HEADER_BYTES {
+        return Ok(None);
+    }
+    let (mut digest, mut left) = (Sha256::new().chain_update(length), header_bytes);
+    let mut json = BufReader::new(file.take(header_bytes));
+    loop {
+        let part = json.fill_buf()?;
+        let bytes = part.len();
+        if bytes == 0 {
+            return Ok((left == 0).then(|| digest.finalize().into()));
+        }
+        digest.update(part);
+        left -= bytes as u64;
+        json.consume(bytes);
+    }
 }
 
 fn parse_entry<'json, T: Deserialize<'json>>(name: &str, entry: &'json RawValue) -> Result<T, HeaderError> {
