@@ -40,11 +40,12 @@ impl Interrupts {
         let interrupts = Self { flag: Arc::default() };
         let heard = interrupts.clone();
         // It ends with the program.
-        std::thread::spawn(move || {
+        let listener = move || {
             for _ in signals.forever() {
                 heard.flag.store(true, Ordering::Relaxed);
             }
-        });
+        };
+        std::thread::Builder::new().spawn(listener).map_err(failed)?;
         Ok(listening.insert(interrupts).clone())
     }
 
@@ -71,13 +72,13 @@ pub(crate) struct Watchdog {
 impl Watchdog {
     /// Watches until it is stopped. When somebody asked to stop, or a rank failed, all ranks of this process have a part of
     /// `patience` left.
-    pub(crate) fn start(interrupts: &Interrupts, patience: Duration) -> Self {
+    pub(crate) fn start(interrupts: &Interrupts, patience: Duration) -> Result<Self, Failure> {
         let (stop, stopped) = mpsc::channel();
         let lifelines: Arc<Mutex<Vec<(u32, Lifeline)>>> = Arc::default();
         let watched = Arc::clone(&lifelines);
         let heard = interrupts.clone();
         let grace = (patience / 2).clamp(Duration::from_secs(1), Duration::from_secs(5));
-        let thread = std::thread::spawn(move || {
+        let watch = move || {
             let mut ended: Option<(Instant, String)> = None;
             // The sender says that all is over, or is gone.
             while stopped.recv_timeout(TICK) == Err(mpsc::RecvTimeoutError::Timeout) {
@@ -98,8 +99,10 @@ impl Watchdog {
                     Some(_) => {}
                 }
             }
-        });
-        Self { interrupts: interrupts.clone(), lifelines, stop, thread }
+        };
+        let failed = |error| Failure::new(Kind::Environment, format!("cannot start the watchdog: {error}"));
+        let thread = std::thread::Builder::new().spawn(watch).map_err(failed)?;
+        Ok(Self { interrupts: interrupts.clone(), lifelines, stop, thread })
     }
 
     /// Watches these ranks, too.

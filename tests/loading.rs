@@ -7,6 +7,7 @@ use serde_json::Value;
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 use support::{
     FIXTURES, copy_folder,
@@ -220,8 +221,8 @@ fn more_than_this_host_has_is_refused_before_anything_is_loaded() {
         vocabulary: 1 << 20,
         hidden: 1 << 20,
         layers: 1,
-        heads: 1,
-        kv_heads: 1,
+        heads: 2,
+        kv_heads: 2,
         head_size: 4,
         ..LLAMA_70B
     };
@@ -230,6 +231,15 @@ fn more_than_this_host_has_is_refused_before_anything_is_loaded() {
     write_tensors(&folder.path().join("model.safetensors"), &dims.tensors());
     let args = ["plan", text(folder.path()), "--topology", "host", "--tp", "1"];
     shardwright(&args).refused(1, &["does not fit", "\nhelp: "]);
+
+    // Planned for a machine that has it.
+    let topology = folder.path().join("roomy.yaml");
+    let machine = "topology: roomy\nabout: x\ngpu: { kind: Roomy, memory: 8 TiB }\ngpus: 2\nhubs:\n  - { name: cpu, kind: host-bridge, gpus: 0-1, bandwidth: 10 GB/s }\n";
+    fs::write(&topology, machine).unwrap();
+    let file = folder.path().join("plan.yaml");
+    plan(folder.path(), &["--topology", text(&topology), "--tp", "2"], &file);
+    load(&file, &[]).refused(4, &["host cannot give", "bytes of memory to 2 ranks, it has", "\nhelp: "]);
+    load(&file, &["--rank", "1"]).refused(4, &["host cannot give", "bytes of memory, it has"]);
 }
 
 #[test]
@@ -237,15 +247,26 @@ fn every_way_of_reading_gives_the_same_bytes() {
     let (_folder, plan) = planned(&fixture("llama-odd-vocab-bf16"), [4, 2, 1]);
     for io in ["auto", "mmap", "read", "direct"] {
         for threads in ["1", "3"] {
-            let printed = load(&plan, &["--json", "--io", io, "--threads", threads]).json();
-            assert_eq!(printed["verified"], true, "{io}: {printed}");
+            let outcome = load(&plan, &["--json", "--io", io, "--threads", threads]);
+            let printed: Value = serde_json::from_str(&outcome.stdout).unwrap();
+            assert_eq!(printed["verified"], true, "{io}: {outcome:?}");
+            let files = printed["files"].as_str().unwrap();
+            let way = match io {
+                "mmap" => "from mappings: as asked",
+                "read" => "through the page cache: as asked",
+                // Where the tests lie in memory.
+                "direct" if outcome.stderr.contains("instead of directly") => "directly is refused",
+                "direct" => "directly: as asked",
+                _ => "reading ",
+            };
+            assert!(files.contains(way), "{io}: {files}");
         }
     }
 }
 
 #[test]
 fn a_file_system_that_refuses_direct_reads_is_read_otherwise_and_that_is_said() {
-    let Ok(folder) = tempfile::tempdir_in("/dev/shm") else { return };
+    let folder = tempfile::tempdir_in("/dev/shm").expect("every Linux has /dev/shm");
     let checkpoint = folder.path().join("checkpoint");
     copy_folder(&fixture("qwen3-f32"), &checkpoint);
     let (_folder, plan) = planned(&checkpoint, [2, 1, 1]);
@@ -255,7 +276,8 @@ fn a_file_system_that_refuses_direct_reads_is_read_otherwise_and_that_is_said() 
     // Newer kernels read memory directly, too.
     let refused = outcome.stderr.contains("note: reading through the page cache instead of directly: ");
     let files = printed["files"].as_str().unwrap();
-    assert_eq!(refused, files.contains("through the page cache"), "{outcome:?}");
+    let told = "through the page cache: reading directly is refused";
+    assert_eq!(refused, files.contains(told), "{outcome:?}");
 }
 
 #[test]
@@ -288,6 +310,12 @@ fn what_a_manifest_says_is_compared_with_what_was_loaded() {
     load(&plan, &[]).succeeded();
     wrong(&with, ["all ranks have what the files have", "help: the files are not those"]);
 
+    // One rank alone that is all there are.
+    let (_lone, lone) = planned(&checkpoint, [1, 1, 1]);
+    let outcome = load(&lone, &[&with[..], &["--rank", "0"]].concat());
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    load(&plan, &[&with[..], &["--verify", "off"]].concat()).refused(2, &["--verify off compares nothing"]);
+
     fs::write(&manifest, "{}").unwrap();
     load(&plan, &with).refused(3, &["is no manifest of fingerprints", "help: write it with"]);
 }
@@ -298,4 +326,29 @@ fn a_full_disk_for_the_timeline_costs_no_load() {
     let outcome = load(&plan, &["--trace", "/dev/full"]);
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
     assert!(outcome.stderr.contains("/dev/full"), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_wrong_byte_is_told_though_nobody_reads_what_is_printed() {
+    let (_folder, plan) = planned(&fixture("qwen3-f32"), [2, 1, 1]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = support::command(&["load", text(&plan), "--device", "host", "--flip-byte", "1"]);
+    let outcome = support::finish(command.stdout(writer).spawn().unwrap());
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert!(outcome.stderr.contains("wrong on rank 1"), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_timeline_that_nobody_reads_is_given_up_when_asked() {
+    let (folder, plan) = planned(&fixture("qwen3-f32"), [2, 1, 1]);
+    let pipe = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let args = ["load", text(&plan), "--device", "host", "--trace", text(&pipe)];
+    let child = support::command(&args).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    support::job::signal(&child, "-INT");
+    let outcome = support::finish(child);
+    assert_ne!(outcome.code, Some(0), "{outcome:?}");
+    assert!(outcome.stderr.contains("interrupted"), "{}", outcome.stderr);
 }

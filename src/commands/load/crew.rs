@@ -71,6 +71,13 @@ enum Part {
     },
 }
 
+impl Part {
+    /// A rank that no other joins: all of them, where it is the only one.
+    fn alone(plan: &Plan, rank: u32) -> Self {
+        if plan.mesh.world_size() == 1 { Self::All } else { Self::One { rank } }
+    }
+}
+
 impl Crew {
     /// Finds out who is to load what, opens the checkpoint, finds the devices, and meets the other processes, if there are any.
     pub(super) fn muster(
@@ -95,7 +102,14 @@ impl Crew {
         let nccl = if on_gpus && agrees { Some(gpus::nccl(&mut notes)) } else { None };
         let version = nccl.as_ref().and_then(|nccl| nccl.as_ref().ok()).map(nccl_rs::Library::version);
         let io = io(args)?;
-        if args.manifest.is_some() && company == Company::Alone && plan.mesh.world_size() > 1 {
+        if args.manifest.is_some() && options.verify.is_none() {
+            let failure = Failure::new(
+                Kind::Usage,
+                "a manifest says what to compare with, and --verify off compares nothing",
+            );
+            return Err(failure.with_help("leave one of them out".to_owned()));
+        }
+        if args.manifest.is_some() && company == Company::Alone {
             let failure = Failure::new(
                 Kind::Usage,
                 "a manifest has the sums of whole tensors, which one rank alone does not hold",
@@ -221,7 +235,7 @@ fn part(args: &Load, plan: &Plan) -> Result<Part, Failure> {
                     Failure::new(Kind::Usage, "--world-size says nothing about where the ranks meet");
                 return Err(failure.with_help("give --rendezvous HOST:PORT as well".to_owned()));
             }
-            return Ok(Part::One { rank });
+            return Ok(Part::alone(plan, rank));
         }
         (None, Some(rank)) => (rank, None),
         (Some(launched), rank) => (rank.unwrap_or(launched.rank), launched.world),
@@ -231,7 +245,7 @@ fn part(args: &Load, plan: &Plan) -> Result<Part, Failure> {
     let address = match (&args.rendezvous, &launched) {
         (Some(address), _) => address.parse().map_err(|error| usage(&error))?,
         (None, Some(launched)) => launched.address().map_err(|error| usage(&error))?.clone(),
-        (None, None) => return Ok(Part::One { rank }),
+        (None, None) => return Ok(Part::alone(plan, rank)),
     };
     let here = launched.as_ref().and_then(|launched| launched.local_world);
     let job = match launched.and_then(|launched| launched.job) {

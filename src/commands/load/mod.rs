@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Load, out: &mut dyn Write) -> Result<(), Failure> {
         tracer: if args.trace.is_some() { Tracer::on() } else { Tracer::default() },
     };
     // A driver that hangs does so from the first call on.
-    let watchdog = Watchdog::start(&interrupts, Duration::from_secs(args.patience));
+    let watchdog = Watchdog::start(&interrupts, Duration::from_secs(args.patience))?;
     let mustered = Crew::muster(args, &plan, &mut options, &interrupts).and_then(|crew| {
         check_flipped(args, &plan, &crew)?;
         let socket = holding::socket(args, &plan, &crew)?;
@@ -54,7 +54,8 @@ pub(crate) fn run(args: &Load, out: &mut dyn Write) -> Result<(), Failure> {
     let ranks = progress::with_bar(&plan, &crew.catalog, &crew.ranks(), |progress| {
         load(&plan, &crew.catalog, crew.files.source.as_ref(), crew.seats(), &options, progress)
     });
-    let ranks = watchdog.stop(ranks);
+    let elapsed = begin.elapsed();
+    // Under the watchdog's eyes: a pipe may have nobody who reads it.
     if let (Some(path), Some(timeline)) = (&args.trace, options.tracer.to_json())
         && let Err(failure) = write_whole(path, &timeline.to_string())
     {
@@ -62,16 +63,18 @@ pub(crate) fn run(args: &Load, out: &mut dyn Write) -> Result<(), Failure> {
         print_notes(&[failure.message]);
     }
     let loaded = report::Loaded {
-        ranks: ranks?,
-        elapsed: begin.elapsed(),
+        ranks: watchdog.stop(ranks)?,
+        elapsed,
         places: crew.places(),
         company: crew.company(),
         how: crew.files.how.clone(),
         by_manifest: args.manifest.is_some(),
     };
     loaded.print_notes();
-    loaded.print(args.json, out)?;
+    let printed = loaded.print(args.json, out);
+    // Whoever reads no longer what is printed is to have the verdict all the same.
     loaded.verdict()?;
+    printed?;
     match socket {
         Some(socket) => holding::hold(&socket, &plan, loaded.ranks, &interrupts, out),
         None => Ok(()),

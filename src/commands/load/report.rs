@@ -35,6 +35,33 @@ pub(super) struct Loaded {
     pub(super) by_manifest: bool,
 }
 
+/// What verification found of one rank.
+enum Finding {
+    /// Its own bytes are wrong.
+    Wrong,
+    /// Its own bytes are those of the files, but they, or the boxes of all ranks, are not what they should be.
+    NobodyRight,
+    /// Only other ranks are wrong.
+    OtherWrong,
+    /// All is right.
+    Right,
+}
+
+impl Finding {
+    fn of(rank: u32, verified: &Verified) -> Self {
+        let wrong = &verified.mismatches;
+        if wrong.iter().any(|wrong| wrong.ranks.contains(&rank)) {
+            Self::Wrong
+        } else if wrong.iter().any(|wrong| wrong.ranks.is_empty()) {
+            Self::NobodyRight
+        } else if wrong.is_empty() {
+            Self::Right
+        } else {
+            Self::OtherWrong
+        }
+    }
+}
+
 /// What was lost in casting.
 fn too_large(tensors: &[String]) -> Option<String> {
     let first = tensors.first()?;
@@ -96,12 +123,11 @@ impl Loaded {
             own.map_or_else(|| elsewhere.to_owned(), |(_, place)| place.clone())
         };
         let rows = all.iter().map(|&(rank, figures)| {
-            let verified = match &first.verified {
+            let verified = match first.verified.as_ref().map(|verified| Finding::of(rank, verified)) {
                 None => "off",
-                Some(verified) if verified.mismatches.iter().any(|wrong| wrong.ranks.contains(&rank)) => {
-                    "WRONG"
-                }
-                Some(_) => "yes",
+                Some(Finding::Wrong) => "WRONG",
+                Some(Finding::NobodyRight) => "no",
+                Some(Finding::Right | Finding::OtherWrong) => "yes",
             };
             [
                 rank.to_string(),
@@ -156,13 +182,12 @@ impl Loaded {
 
     fn print_line(&self, rank: &LoadedRank, out: &mut dyn Write) -> Result<(), Failure> {
         let (number, figures) = (rank.rank, rank.figures());
-        let verified = match &rank.verified {
+        let verified = match rank.verified.as_ref().map(|verified| Finding::of(number, verified)) {
             None => "not verified: --verify off",
-            Some(verified) if verified.mismatches.iter().any(|wrong| wrong.ranks.contains(&number)) => {
-                "WRONG"
-            }
-            Some(verified) if verified.mismatches.is_empty() => "verified",
-            Some(_) => "verified, but another rank is wrong",
+            Some(Finding::Wrong) => "WRONG",
+            Some(Finding::NobodyRight) => "does not verify, as on all ranks",
+            Some(Finding::OtherWrong) => "verified, but another rank is wrong",
+            Some(Finding::Right) => "verified",
         };
         let place = self.places.first().map_or("", String::as_str);
         let (size, seconds) = (Size(figures.bytes), figures.load.as_secs_f64());
