@@ -207,9 +207,9 @@ fn padding_of(slice: &Slice, offset: u64, bits: u64) -> Option<Option<Padding>> 
 
 /// The rows of one box of a tensor, which begins at index `row` of dimension `dim` of the slice.
 ///
-/// The innermost dimensions that the box covers whole, in the tensor and in the slice, make up a run together with the one
-/// before them; the dimension before that is the stride; further ones out are enumerated. `None` when a run does not begin
-/// or end on a whole byte.
+/// A dimension that the box covers whole, in the tensor and in the slice, is one with the dimension before it. Of those that are
+/// left the last makes up a run, the one before it the stride; further ones out, which a box has that is cut in more than two
+/// dimensions, are enumerated. `None` when a run does not begin or end on a whole byte.
 fn rows_of(
     region: &TensorBox,
     tensor_shape: &[u64],
@@ -219,59 +219,73 @@ fn rows_of(
     offset: u64,
     bits: u64,
 ) -> Option<Vec<Rows>> {
-    let sizes = region.shape();
     if region.elements() == 0 {
         return Some(Vec::new());
     }
-    let bytes = |elements: u64| elements.checked_mul(bits).filter(|bits| bits % 8 == 0).map(|bits| bits / 8);
-    let inner = |shape: &[u64], dim: usize| -> u64 { shape[dim + 1..].iter().product() };
-    // Index of the box's first element in the tensor and in the slice, dimension by dimension.
-    let slice_start = |d: usize| if d == dim { row } else { 0 };
-
-    // The outermost dimension of a run: all dimensions inside it are whole on both sides.
-    let mut run_dim = sizes.len().saturating_sub(1);
-    while run_dim > 0 && sizes[run_dim] == tensor_shape[run_dim] && sizes[run_dim] == slice_shape[run_dim] {
-        run_dim -= 1;
-    }
-    if sizes.is_empty() {
-        let run_bytes = bytes(1)?;
-        return Some(vec![Rows {
-            from: 0,
-            from_stride: run_bytes,
-            to: offset,
-            to_stride: run_bytes,
-            run_bytes,
-            runs: 1,
-        }]);
-    }
-    let run_bytes = bytes(sizes[run_dim] * inner(&sizes, run_dim))?;
-    let (runs, from_stride, to_stride) = match run_dim.checked_sub(1) {
-        Some(stride_dim) => (
-            sizes[stride_dim],
-            bytes(inner(tensor_shape, stride_dim))?,
-            bytes(inner(slice_shape, stride_dim))?,
-        ),
-        None => (1, run_bytes, run_bytes),
-    };
-
-    let outer = run_dim.saturating_sub(1);
-    let outer_count: u64 = sizes[..outer].iter().product();
-    let mut all = Vec::new();
-    for number in 0..outer_count {
-        let (mut rest, mut from, mut to) = (number, 0, 0);
-        for d in (0..sizes.len()).rev() {
-            let at = if d < outer { rest % sizes[d] } else { 0 };
-            if d < outer {
-                rest /= sizes[d];
+    let sizes = region.shape();
+    let mut extents: Vec<Extent> = Vec::new();
+    for (d, &size) in sizes.iter().enumerate() {
+        let (tensor, slice) = (*tensor_shape.get(d)?, *slice_shape.get(d)?);
+        match extents.last_mut() {
+            Some(before) if size == tensor && size == slice => before.widen(size),
+            _ => {
+                let (from, to) = (*region.start.get(d)?, if d == dim { row } else { 0 });
+                extents.push(Extent { size, tensor, slice, from, to });
             }
-            from += (region.start[d] + at) * inner(tensor_shape, d);
-            to += (slice_start(d) + at) * inner(slice_shape, d);
         }
-        let rows =
-            Rows { from: bytes(from)?, from_stride, to: offset + bytes(to)?, to_stride, run_bytes, runs };
-        all.push(rows.joined());
+    }
+    let bytes = |elements: u64| elements.checked_mul(bits).filter(|bits| bits % 8 == 0).map(|bits| bits / 8);
+    let run = extents.pop().unwrap_or(Extent { size: 1, tensor: 1, slice: 1, from: 0, to: 0 });
+    let run_bytes = bytes(run.size)?;
+    let (mut from_stride, mut to_stride) = (run.tensor, run.slice);
+    let mut first = Rows {
+        from: bytes(run.from)?,
+        from_stride: run_bytes,
+        to: offset + bytes(run.to)?,
+        to_stride: run_bytes,
+        run_bytes,
+        runs: 1,
+    };
+    if let Some(rows) = extents.pop() {
+        first.from += bytes(rows.from * from_stride)?;
+        first.to += bytes(rows.to * to_stride)?;
+        (first.from_stride, first.to_stride) = (bytes(from_stride)?, bytes(to_stride)?);
+        first.runs = rows.size;
+        (from_stride, to_stride) = (from_stride * rows.tensor, to_stride * rows.slice);
+    }
+    let mut all = vec![first.joined()];
+    while let Some(outer) = extents.pop() {
+        let inner = std::mem::take(&mut all);
+        for at in 0..outer.size {
+            let (from, to) = (bytes((outer.from + at) * from_stride)?, bytes((outer.to + at) * to_stride)?);
+            all.extend(inner.iter().map(|rows| Rows { from: rows.from + from, to: rows.to + to, ..*rows }));
+        }
+        (from_stride, to_stride) = (from_stride * outer.tensor, to_stride * outer.slice);
     }
     Some(all)
+}
+
+/// Elements of a box along one dimension, or along several that are one.
+struct Extent {
+    /// Of the box.
+    size: u64,
+    /// Of the tensor.
+    tensor: u64,
+    /// Of the slice.
+    slice: u64,
+    /// The first in the tensor.
+    from: u64,
+    /// The first in the slice.
+    to: u64,
+}
+
+impl Extent {
+    /// Makes one dimension of this and the next one in, of which the box has all `size`.
+    fn widen(&mut self, size: u64) {
+        for count in [&mut self.size, &mut self.tensor, &mut self.slice, &mut self.from, &mut self.to] {
+            *count *= size;
+        }
+    }
 }
 
 #[cfg(test)]

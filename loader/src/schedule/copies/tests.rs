@@ -133,6 +133,53 @@ fn a_column_slice_is_one_run_and_a_row_slice_one_run_a_row() {
     assert_eq!((row.len(), row[0].runs, row[0].run_bytes, row[0].from_stride), (1, 4, 6, 12));
 }
 
+proptest! {
+    #[test]
+    fn boxes_that_are_cut_in_any_dimensions_are_copied_to_their_places(
+        dims in prop::collection::vec((0u64..3, 1u64..4, 0u64..3, 0u64..3, 0u64..3), 1..5),
+        dim in any::<prop::sample::Index>(), cut in any::<prop::sample::Index>(),
+    ) {
+        // Of most boxes all dimensions but one are whole.
+        let (dim, cut) = (dim.index(dims.len()), cut.index(dims.len() + 1));
+        let whole = |d: usize| cut < dims.len() && d != cut;
+        let (mut region, mut tensor_shape, mut slice_shape) = (TensorBox::whole(&[]), Vec::new(), Vec::new());
+        for (d, &(before, size, after, slice_before, slice_after)) in dims.iter().enumerate() {
+            let (before, after) = if whole(d) { (0, 0) } else { (before, after) };
+            region.start.push(before);
+            region.stop.push(before + size);
+            tensor_shape.push(before + size + after);
+            slice_shape.push(size + if d == dim { slice_before + slice_after } else { 0 });
+        }
+        let row = dims[dim].3;
+        let found = rows_of(&region, &tensor_shape, &slice_shape, dim, row, 7, 8).unwrap();
+        let mut moved: Vec<(u64, u64)> = found
+            .iter()
+            .flat_map(|rows| (0..rows.runs).flat_map(move |run| (0..rows.run_bytes).map(move |byte| {
+                (rows.from + run * rows.from_stride + byte, rows.to + run * rows.to_stride + byte)
+            })))
+            .collect();
+        moved.sort_unstable();
+        let sizes = region.shape();
+        let place = |index: &[u64], shape: &[u64]| index.iter().zip(shape).fold(0, |flat, (at, size)| flat * size + at);
+        let mut expected: Vec<(u64, u64)> = (0..region.elements())
+            .map(|number| {
+                let (mut rest, mut from, mut to) = (number, vec![0; sizes.len()], vec![0; sizes.len()]);
+                for d in (0..sizes.len()).rev() {
+                    (from[d], to[d]) = (region.start[d] + rest % sizes[d], rest % sizes[d]);
+                    rest /= sizes[d];
+                }
+                to[dim] += row;
+                (place(&from, &tensor_shape), 7 + place(&to, &slice_shape))
+            })
+            .collect();
+        expected.sort_unstable();
+        prop_assert_eq!(moved, expected);
+        if cut < dims.len() && cut == dim {
+            prop_assert_eq!(found.len(), 1, "one cut, however many dimensions");
+        }
+    }
+}
+
 #[test]
 fn a_cut_through_a_byte_has_no_rows() {
     let region = TensorBox::band(&[2, 6], 1, 0, 3);
