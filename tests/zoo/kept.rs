@@ -3,15 +3,16 @@
 use crate::support::headers::Headers;
 use shardwright_planner::{
     checkpoint::Catalog,
-    layouts::{Goal, LayoutRequest, layouts},
+    layouts::{Goal, Judged, LayoutRequest, layouts},
     model::{CONFIG_NAME, Config},
     rules::{Families, UserRules},
     serving::{Assumptions, Workload},
     topology::{HostFacts, Topology, builtin},
 };
 
-/// Bytes that a sequence of `tokens` tokens of 16 bits takes on one rank, and whether they are but assumed.
-fn kept(checkpoint: &Headers, families: &Families, tokens: u64) -> Result<(u64, bool), String> {
+/// What one rank has in memory with a sequence of `tokens` tokens of 16 bits, how long a step takes it, and whether what it keeps
+/// of tokens is but assumed.
+fn judged(checkpoint: &Headers, families: &Families, tokens: u64) -> Result<(Judged, bool), String> {
     let catalog = Catalog::open(&checkpoint.path()).unwrap();
     let facts = HostFacts { devices: 1, memory_bytes: 1 << 40 };
     let topology = Topology::parse(builtin("host").unwrap(), "host", None, Some(facts)).unwrap();
@@ -31,7 +32,13 @@ fn kept(checkpoint: &Headers, families: &Families, tokens: u64) -> Result<(u64, 
     })
     .map_err(|error| error.to_string())?;
     let assumed = found.notes.iter().any(|note| note.contains("is assumed"));
-    Ok((found.judged[0].memory.bytes_per_sequence, assumed))
+    Ok((found.judged[0].clone(), assumed))
+}
+
+/// Bytes that such a sequence takes, and whether they are but assumed.
+fn kept(checkpoint: &Headers, families: &Families, tokens: u64) -> Result<(u64, bool), String> {
+    let (judged, assumed) = judged(checkpoint, families, tokens)?;
+    Ok((judged.memory.bytes_per_sequence, assumed))
 }
 
 /// Model types of which the tensors do not tell: heads that are all alike are assumed.
@@ -132,4 +139,21 @@ fn layers_with_a_window_keep_no_more_than_it() {
     assert_eq!(bytes(&without("gemma3_text")), 2 * of_layer * 2 * 4096);
     // A switch that is off.
     assert_eq!(bytes(&read("qwen3_moe")), 2 * of_layer * 2 * 10_000);
+}
+
+#[test]
+fn layers_that_predict_further_tokens_lie_there_and_do_not_run() {
+    let families = Families::built_in().unwrap();
+    let without = Headers::read(&crate::zoo().join("deepseek_v3.json"));
+    let with = Headers::read(&crate::zoo().join("deepseek_v3.json")).changed(|fixture| {
+        let tensors = fixture["tensors"].as_object_mut().unwrap();
+        let of_last = |(name, tensor): (&String, &serde_json::Value)| {
+            Some((format!("model.layers.2.{}", name.strip_prefix("model.layers.1.")?), tensor.clone()))
+        };
+        let further: Vec<_> = tensors.iter().filter_map(of_last).collect();
+        tensors.extend(further);
+    });
+    let [(without, _), (with, _)] = [without, with].map(|headers| judged(&headers, &families, 100).unwrap());
+    assert!(with.memory.weights > without.memory.weights);
+    assert_eq!(with.memory.bytes_per_sequence, without.memory.bytes_per_sequence);
 }

@@ -5,7 +5,7 @@
 //! as they are.
 
 use crate::{
-    serving::{Assumptions, Group, Layout, Machine, Model, Workload, all_reduce, budget, speed},
+    serving::{Assumptions, Deployment, Group, all_reduce},
     topology::{Bytes, Latency},
 };
 
@@ -40,27 +40,15 @@ pub enum Point {
     },
     /// Tokens that the cache has room for.
     KvTokens {
-        /// The model, as it was laid out.
-        model: Model,
-        /// How it was.
-        layout: Layout,
-        /// The GPUs.
-        machine: Machine,
-        /// What was asked of it.
-        workload: Workload,
+        /// What was served.
+        of: Box<Deployment>,
         /// What was measured.
         tokens: f64,
     },
     /// Tokens a second of all sequences together.
     TokensPerSecond {
-        /// The model, as it was laid out.
-        model: Model,
-        /// How it was.
-        layout: Layout,
-        /// The GPUs.
-        machine: Machine,
-        /// What was asked of it.
-        workload: Workload,
+        /// What was served.
+        of: Box<Deployment>,
         /// What was measured.
         tokens_per_second: f64,
     },
@@ -82,11 +70,9 @@ impl Point {
             Self::AllReduce { group, bytes, seconds } => {
                 (all_reduce(Some(group), *bytes, assumptions).seconds, *seconds)
             }
-            Self::KvTokens { model, layout, machine, workload, tokens } => {
-                (budget(model, *layout, machine, workload, assumptions).tokens as f64, *tokens)
-            }
-            Self::TokensPerSecond { model, layout, machine, workload, tokens_per_second } => {
-                (speed(model, *layout, machine, workload, assumptions).tokens_per_second, *tokens_per_second)
+            Self::KvTokens { of, tokens } => (of.budget(assumptions).tokens as f64, *tokens),
+            Self::TokensPerSecond { of, tokens_per_second } => {
+                (of.speed(assumptions).tokens_per_second, *tokens_per_second)
             }
         }
     }
@@ -272,7 +258,7 @@ fn whole(value: f64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serving::Stage;
+    use crate::serving::{Layout, Machine, Model, Stage, Workload};
 
     fn group(ranks: u32) -> Group {
         Group {
@@ -333,9 +319,10 @@ mod tests {
                     cache_bits: 16,
                     utilization: 0.9,
                 };
-                let tokens_per_second = speed(&model, layout, &machine, &workload, truth).tokens_per_second;
                 let (model, machine) = (model.clone(), machine.clone());
-                points.push(Point::TokensPerSecond { model, layout, machine, workload, tokens_per_second });
+                let of = Box::new(Deployment { model, layout, machine, workload });
+                let tokens_per_second = of.speed(truth).tokens_per_second;
+                points.push(Point::TokensPerSecond { of, tokens_per_second });
             }
             let workload = Workload {
                 context_len: 2048,
@@ -344,8 +331,9 @@ mod tests {
                 cache_bits: 16,
                 utilization: 0.9,
             };
-            let tokens = budget(&model, layout, &machine, &workload, truth).tokens as f64;
-            points.push(Point::KvTokens { model, layout, machine: machine.clone(), workload, tokens });
+            let of = Box::new(Deployment { model, layout, machine: machine.clone(), workload });
+            let tokens = of.budget(truth).tokens as f64;
+            points.push(Point::KvTokens { of, tokens });
         }
         points
     }

@@ -104,11 +104,6 @@ impl Cache {
             .fold(0, u64::saturating_add)
     }
 
-    /// Elements that layers `from..to` keep of one more token, where all look back on all.
-    pub fn per_token(&self, layers: std::ops::Range<u64>) -> u64 {
-        self.run(layers).map(|layer| layer.per_token).fold(0, u64::saturating_add)
-    }
-
     fn run(&self, layers: std::ops::Range<u64>) -> impl Iterator<Item = &LayerCache> {
         let place = |layer: u64| usize::try_from(layer).unwrap_or(usize::MAX).min(self.layers.len());
         let (from, to) = (place(layers.start), place(layers.end));

@@ -113,28 +113,34 @@ impl Decided {
         let measures = Measures::new(prepared.family.vocabulary(), config.text());
         let hidden = spec.hidden.unwrap_or(0);
         let features = spec.intermediate.unwrap_or(4 * hidden).div_ceil(mesh.tp().into());
+        let counted = measures.size_if_any("layers")?.unwrap_or(u64::MAX);
         let count = u32::try_from(stages.len()).unwrap_or(u32::MAX);
         let of_stage = |(number, layers): (u32, &LayerRange)| {
             let layers = layers.start..layers.stop;
+            // What predicts further tokens lies there, and neither runs nor keeps anything unless it is asked to.
+            let run = layers.start..layers.end.min(counted).max(layers.start);
             let mut stage = Stage {
-                layers: layers.end - layers.start,
+                layers: run.end - run.start,
                 features,
-                cache_per_token: self.cache.per_token(layers.clone()),
-                cache_per_sequence: self.cache.elements(layers.clone(), context_len),
+                cache_per_sequence: self.cache.elements(run.clone(), context_len),
                 ..Stage::default()
             };
             let is_last = number + 1 == count;
             for parameter in &self.parameters {
-                let times = match parameter.stage {
-                    StageRule::Layer => blocks.in_layers(parameter.module, &layers),
-                    rule if rule.holds(number, count, None) => blocks.all(parameter.module),
-                    _ => 0,
+                let held = |layers: &Range<u64>| {
+                    let times = match parameter.stage {
+                        StageRule::Layer => blocks.in_layers(parameter.module, layers),
+                        rule if rule.holds(number, count, None) => blocks.all(parameter.module),
+                        _ => 0,
+                    };
+                    let (held, of) = parameter.one_of;
+                    let times = u128::from(times) * u128::from(held) / u128::from(of.max(1));
+                    u64::try_from(times).unwrap_or(u64::MAX)
                 };
-                let (held, of) = parameter.one_of;
-                let times = u128::from(times) * u128::from(held) / u128::from(of.max(1));
-                let times = u64::try_from(times).unwrap_or(u64::MAX);
+                let all = parameter.bytes.saturating_mul(held(&layers));
+                stage.weight_bytes = stage.weight_bytes.saturating_add(all);
+                let times = held(&run);
                 let bytes = parameter.bytes.saturating_mul(times);
-                stage.weight_bytes = stage.weight_bytes.saturating_add(bytes);
                 // Of an embedding a step reads some rows, unless it is the head too.
                 let is_lookup = parameter.role == Role::VocabParallelEmbedding
                     && !(parameter.stage == StageRule::FirstAndLast && is_last);

@@ -16,7 +16,7 @@ use crate::{
     plan::{CastDtype, CheckpointIdentity, LayerRange, PLAN_VERSION, Plan},
     planning::{BuildError, Prepared},
     rules::{Decisions, Families, Role, RuleError, UserRules},
-    serving::{Assumptions, Layout, Machine, Model, Workload, budget, speed},
+    serving::{Assumptions, Deployment, Layout, Machine, Model, Workload},
     topology::{NumberKind, Topology},
 };
 use std::collections::BTreeMap;
@@ -219,12 +219,13 @@ impl<'a> Search<'a> {
             return Ok(None);
         };
         let layout = Layout { tp: mesh.tp(), pp: mesh.pp(), dp: mesh.dp(), expert_parallel };
-        let memory = budget(&model, layout, &machine, workload, assumptions);
+        let mut served = Deployment { model, layout, machine, workload: workload.clone() };
+        let memory = served.budget(assumptions);
         let running = workload.concurrency.min(memory.sequences);
         let timed = unknown.is_none() && memory.lacks == 0 && running > 0;
         self.unknown = self.unknown.take().or(unknown);
-        let of_running = Workload { concurrency: running, ..workload.clone() };
-        let speed = timed.then(|| speed(&model, layout, &machine, &of_running, assumptions));
+        served.workload.concurrency = running;
+        let speed = timed.then(|| served.speed(assumptions));
         Ok(Some(Judged { layout, memory, speed, running, wanted: workload.concurrency, pareto: false }))
     }
 

@@ -1,6 +1,6 @@
 //! What lies in a GPU's memory, and how many tokens fit beside it.
 
-use super::{Assumptions, Layout, Machine, Model, Stage, Workload};
+use super::{Assumptions, Deployment, Stage};
 
 /// The memory of the fullest rank of one pipeline stage, term by term, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,81 +34,66 @@ pub struct MemoryBudget {
     pub bytes_per_sequence: u64,
 }
 
-/// The memory of the stage that has the fewest tokens left. The cache of a sequence is
-/// `Σ layers (elements per token × min(tokens, window) + state) × bits / 8`, on every rank of a tensor-parallel group its share.
-pub fn budget(
-    model: &Model,
-    layout: Layout,
-    machine: &Machine,
-    workload: &Workload,
-    assumptions: &Assumptions,
-) -> MemoryBudget {
-    let of = |(number, stage): (usize, &Stage)| {
-        of_stage(number, stage, model, layout, machine, workload, assumptions)
-    };
-    let fewest = model
-        .stages
-        .iter()
-        .enumerate()
-        .map(of)
-        .min_by_key(|budget| (budget.tokens, std::cmp::Reverse(budget.lacks)));
-    fewest.unwrap_or_else(|| of((0, &Stage::default())))
-}
+impl Deployment {
+    /// The memory of the stage that has the fewest tokens left. The cache of a sequence is
+    /// `Σ layers (elements per token × min(tokens, window) + state) × bits / 8`, on every rank of a tensor-parallel group its share.
+    pub fn budget(&self, assumptions: &Assumptions) -> MemoryBudget {
+        let of = |(number, stage): (usize, &Stage)| self.budget_of(number, stage, assumptions);
+        let budgets = self.model.stages.iter().enumerate().map(of);
+        let fewest = budgets.min_by_key(|budget| (budget.tokens, std::cmp::Reverse(budget.lacks)));
+        fewest.unwrap_or_else(|| of((0, &Stage::default())))
+    }
 
-fn of_stage(
-    number: usize,
-    stage: &Stage,
-    model: &Model,
-    layout: Layout,
-    machine: &Machine,
-    workload: &Workload,
-    assumptions: &Assumptions,
-) -> MemoryBudget {
-    let memory = &assumptions.memory;
-    let total = machine.memory_bytes;
-    let usable = whole(total as f64 * workload.utilization).min(total);
-    let ranks = layout.tp * layout.pp;
-    let several = ranks > 1 || (layout.expert_parallel && layout.dp > 1);
-    let per_token = memory.residuals * model.hidden as f64 + memory.features * stage.features as f64;
-    let batched = memory.batched_tokens.max(workload.prompt_len.min(memory.batched_tokens));
-    let of_layers = batched as f64 * model.activation_bytes as f64 * per_token;
-    let sampled = memory.sampled_sequences.min(workload.concurrency.max(1));
-    let of_head =
-        if stage.has_head { sampled as f64 * model.vocabulary as f64 * memory.bytes_per_logit } else { 0.0 };
-    let activations = whole(of_layers.max(of_head));
-    let runtime = memory.runtime.bytes();
-    let communicators = if several { memory.communicators.bytes() } else { 0 };
-    let graphs = memory.graphs.bytes();
-    let taken = [stage.weight_bytes, activations, runtime, communicators, graphs]
-        .iter()
-        .fold(0u64, |sum, &bytes| sum.saturating_add(bytes));
-    let cache = usable.saturating_sub(taken);
-    let bytes_per_sequence = bytes(stage.cache_per_sequence, workload.cache_bits);
-    let one_copy = cache.checked_div(bytes_per_sequence);
-    // What keeps nothing of tokens has room for any number of them.
-    let tokens = match one_copy {
-        None => u64::MAX,
-        Some(_) => {
-            let tokens =
-                u128::from(cache) * u128::from(workload.context_len) / u128::from(bytes_per_sequence);
-            let block = u128::from(memory.block_tokens);
-            u64::try_from(tokens / block * block).unwrap_or(u64::MAX)
+    fn budget_of(&self, number: usize, stage: &Stage, assumptions: &Assumptions) -> MemoryBudget {
+        let Self { model, layout, machine, workload } = self;
+        let memory = &assumptions.memory;
+        let total = machine.memory_bytes;
+        let usable = whole(total as f64 * workload.utilization).min(total);
+        let ranks = layout.tp * layout.pp;
+        let several = ranks > 1 || (layout.expert_parallel && layout.dp > 1);
+        let per_token = memory.residuals * model.hidden as f64 + memory.features * stage.features as f64;
+        let of_layers = memory.batched_tokens as f64 * model.activation_bytes as f64 * per_token;
+        let sampled = memory.sampled_sequences.min(workload.concurrency.max(1));
+        let of_head = if stage.has_head {
+            sampled as f64 * model.vocabulary as f64 * memory.bytes_per_logit
+        } else {
+            0.0
+        };
+        let activations = whole(of_layers.max(of_head));
+        let runtime = memory.runtime.bytes();
+        let communicators = if several { memory.communicators.bytes() } else { 0 };
+        let graphs = memory.graphs.bytes();
+        let taken = [stage.weight_bytes, activations, runtime, communicators, graphs]
+            .iter()
+            .fold(0u64, |sum, &bytes| sum.saturating_add(bytes));
+        let cache = usable.saturating_sub(taken);
+        let bytes_per_sequence = bytes(stage.cache_per_sequence, workload.cache_bits);
+        let one_copy = cache.checked_div(bytes_per_sequence);
+        // What keeps nothing of tokens has room for any number of them.
+        let tokens = match one_copy {
+            None => u64::MAX,
+            Some(_) => {
+                let tokens =
+                    u128::from(cache) * u128::from(workload.context_len) / u128::from(bytes_per_sequence);
+                let block = u128::from(memory.block_tokens);
+                u64::try_from(tokens / block * block).unwrap_or(u64::MAX)
+            }
+        };
+        MemoryBudget {
+            stage: number,
+            total,
+            reserved: total - usable,
+            weights: stage.weight_bytes,
+            activations,
+            runtime,
+            communicators,
+            graphs,
+            cache,
+            lacks: taken.saturating_sub(usable),
+            tokens,
+            sequences: one_copy.map_or(u64::MAX, |sequences| sequences.saturating_mul(layout.dp.into())),
+            bytes_per_sequence,
         }
-    };
-    MemoryBudget {
-        stage: number,
-        total,
-        reserved: total - usable,
-        weights: stage.weight_bytes,
-        activations,
-        runtime,
-        communicators,
-        graphs,
-        cache,
-        lacks: taken.saturating_sub(usable),
-        tokens,
-        sequences: one_copy.map_or(u64::MAX, |sequences| sequences.saturating_mul(layout.dp.into())),
-        bytes_per_sequence,
     }
 }
 
@@ -124,13 +109,16 @@ fn whole(bytes: f64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::tests::*, *};
+    use super::{
+        super::{Machine, tests::*},
+        *,
+    };
 
     #[test]
     fn the_terms_add_up_to_the_memory() {
-        let (model, machine, workload) = (model(), machine(), workload());
+        let (machine, workload) = (machine(), workload());
         let assumptions = Assumptions::built_in().unwrap();
-        let found = budget(&model, TP8, &machine, &workload, &assumptions);
+        let found = deployment().budget(&assumptions);
         let MemoryBudget { reserved, weights, activations, runtime, communicators, graphs, cache, .. } =
             found;
         assert_eq!(
@@ -148,18 +136,18 @@ mod tests {
     fn what_does_not_fit_says_by_how_much() {
         let assumptions = Assumptions::built_in().unwrap();
         let small = Machine { memory_bytes: 16 << 30, ..machine() };
-        let found = budget(&model(), TP8, &small, &workload(), &assumptions);
+        let found = Deployment { machine: small, ..deployment() }.budget(&assumptions);
         assert!(found.lacks > 0 && found.cache == 0 && found.tokens == 0 && found.sequences == 0);
     }
 
     #[test]
     fn the_stage_with_the_fewest_tokens_counts() {
         let assumptions = Assumptions::built_in().unwrap();
-        let mut model = model();
-        let half = Stage { weight_bytes: 3 << 30, ..model.stages[0].clone() };
-        model.stages.push(half);
-        assert_eq!(budget(&model, TP8, &machine(), &workload(), &assumptions).stage, 0);
-        model.stages.reverse();
-        assert_eq!(budget(&model, TP8, &machine(), &workload(), &assumptions).stage, 1);
+        let mut served = deployment();
+        let half = Stage { weight_bytes: 3 << 30, ..served.model.stages[0].clone() };
+        served.model.stages.push(half);
+        assert_eq!(served.budget(&assumptions).stage, 0);
+        served.model.stages.reverse();
+        assert_eq!(served.budget(&assumptions).stage, 1);
     }
 }

@@ -1,11 +1,12 @@
 //! What serving a model on some GPUs takes: memory, communication, time.
 //!
-//! In come facts of a model ([`Model`]: bytes, multiplications, what is kept of tokens), of a machine ([`Machine`]: memory, bandwidths),
-//! what is asked of them ([`Workload`]) and what is assumed ([`Assumptions`]); out go [`MemoryBudget`] and [`Speed`], term by
-//! term, each with its formula in its documentation. It knows no checkpoint, no topology file and no layout but the one asked about.
+//! In comes a [`Deployment`]: facts of a model ([`Model`]: bytes, multiplications, what is kept of tokens), of a machine
+//! ([`Machine`]: memory, bandwidths) and what is asked of them ([`Workload`]); with what is assumed ([`Assumptions`]) it gives a
+//! [`MemoryBudget`] and a [`Speed`], term by term, each with its formula in its documentation. It knows no checkpoint, no topology file and no layout but the one asked about.
 
 mod assumptions;
 mod communication;
+mod deployment;
 mod machine;
 mod memory;
 mod model;
@@ -14,10 +15,11 @@ mod workload;
 
 pub use assumptions::{Assumptions, AssumptionsError, MemoryAssumptions, SpeedAssumptions};
 pub use communication::{Algorithm, CollectiveTime, Group, all_gather, all_reduce, all_to_all, send};
+pub use deployment::Deployment;
 pub use machine::Machine;
-pub use memory::{MemoryBudget, budget};
+pub use memory::MemoryBudget;
 pub use model::{Layout, Model, Stage};
-pub use speed::{Speed, StepTime, speed};
+pub use speed::{Speed, StepTime};
 pub use workload::Workload;
 
 #[cfg(test)]
@@ -36,7 +38,6 @@ mod tests {
             dense_flops: 2.0 * 70.6e9 / 8.0,
             features: 28_672 / 8,
             has_head: true,
-            cache_per_token: 80 * 2 * 128,
             cache_per_sequence: 80 * 2 * 128 * 8192,
             all_reduces: vec![(160, 2 * 8192)],
             ..Stage::default()
@@ -76,5 +77,9 @@ mod tests {
 
     pub(super) fn workload() -> Workload {
         Workload { context_len: 8192, prompt_len: 1024, concurrency: 64, cache_bits: 16, utilization: 0.9 }
+    }
+
+    pub(super) fn deployment() -> Deployment {
+        Deployment { model: model(), layout: TP8, machine: machine(), workload: workload() }
     }
 }

@@ -53,8 +53,6 @@ pub struct Stage {
     pub features: u64,
     /// Whether the logits come from it.
     pub has_head: bool,
-    /// Elements that its layers keep of one more token, where all look back on all.
-    pub cache_per_token: u64,
     /// Elements that its layers keep of a sequence of the length that is asked for.
     pub cache_per_sequence: u64,
     /// All-reduces of a pass over the tensor-parallel group, each with the bytes of a token.

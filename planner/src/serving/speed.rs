@@ -1,7 +1,7 @@
 //! How long a step takes: a roofline over each pipeline stage, and its collectives.
 
 use super::{
-    Assumptions, Layout, Machine, Model, Stage, Workload,
+    Assumptions, Deployment, Stage,
     communication::{all_gather, all_reduce, all_to_all, seconds, send},
 };
 
@@ -48,59 +48,52 @@ impl StepTime {
     }
 }
 
-/// How fast sequences go on at the length that is asked for, and how fast a prompt is read.
-///
-/// - A decode step of a stage with `b` sequences reads its weights once, but of routed experts only those that some token goes to,
-///   `E (1 - (1 - k/E)^t)` of `E` for `t` tokens that go to `k` each (tokens of all copies, where these share experts), and what is
-///   kept of all `b`; `2 × numbers of its matrices` FLOPs a token, and attention's `4 × tokens × query heads × head size`.
-/// - With `p` stages each copy has `p` batches under way: a sequence gets a token every `p` steps of the slowest stage, or as soon
-///   as it has been through all, whichever is later.
-/// - A prompt goes through all stages one after the other, in pieces of at most `batched tokens`.
-pub fn speed(
-    model: &Model,
-    layout: Layout,
-    machine: &Machine,
-    workload: &Workload,
-    assumptions: &Assumptions,
-) -> Speed {
-    let stages = u64::from(layout.pp);
-    let of_copy = workload.concurrency.max(1).div_ceil(layout.dp.into());
-    let batch = of_copy.div_ceil(stages);
-    let at_a_time = of_copy.min(stages) as f64;
-    let pass = |stage: &Stage, tokens: f64, sequences: f64, context: f64, fills: f64| {
-        Pass { tokens, sequences, context, fills }.through(
-            stage,
-            model,
-            layout,
-            machine,
-            workload,
-            assumptions,
-        )
-    };
-    let decode: Vec<StepTime> = model
-        .stages
-        .iter()
-        .map(|stage| pass(stage, batch as f64, batch as f64, workload.context_len as f64, 1.0))
-        .collect();
-    let slowest = decode.iter().copied().max_by(|a, b| a.total().total_cmp(&b.total())).unwrap_or_default();
-    let through_all: f64 = decode.iter().map(StepTime::total).sum();
-    let seconds_per_token = through_all.max(slowest.total() * at_a_time);
-    let piece = assumptions.memory.batched_tokens.min(workload.prompt_len.max(1));
-    let pieces = workload.prompt_len.max(1).div_ceil(piece);
-    // A later piece looks back on all before it: on half of the prompt, on average.
-    let prompt: Vec<f64> = model
-        .stages
-        .iter()
-        .map(|stage| pass(stage, piece as f64, 1.0, workload.prompt_len as f64 / 2.0, pieces as f64).total())
-        .collect();
-    // While a piece is in one stage the next one is in the stage before.
-    let slowest_piece = prompt.iter().copied().fold(0.0, f64::max);
-    let first_token = prompt.iter().sum::<f64>() + (pieces as f64 - 1.0) * slowest_piece;
-    Speed {
-        decode: slowest,
-        seconds_per_token,
-        tokens_per_second: workload.concurrency.max(1) as f64 / seconds_per_token,
-        first_token,
+impl Deployment {
+    /// How fast sequences go on at the length that is asked for, and how fast a prompt is read.
+    ///
+    /// - A decode step of a stage with `b` sequences reads its weights once, but of routed experts only those that some token goes to,
+    ///   `E (1 - (1 - k/E)^t)` of `E` for `t` tokens that go to `k` each (tokens of all copies, where these share experts), and what is
+    ///   kept of all `b`; `2 × numbers of its matrices` FLOPs a token, and attention's `4 × tokens × query heads × head size`.
+    /// - With `p` stages each copy has `p` batches under way: a sequence gets a token every `p` steps of the slowest stage, or as soon
+    ///   as it has been through all, whichever is later.
+    /// - A prompt goes through all stages one after the other, in pieces of at most `batched tokens`.
+    pub fn speed(&self, assumptions: &Assumptions) -> Speed {
+        let Self { model, layout, workload, .. } = self;
+        let stages = u64::from(layout.pp);
+        let of_copy = workload.concurrency.max(1).div_ceil(layout.dp.into());
+        let batch = of_copy.div_ceil(stages);
+        let at_a_time = of_copy.min(stages) as f64;
+        let pass = |stage: &Stage, tokens: f64, sequences: f64, context: f64, fills: f64| {
+            Pass { tokens, sequences, context, fills }.through(stage, self, assumptions)
+        };
+        let decode: Vec<StepTime> = model
+            .stages
+            .iter()
+            .map(|stage| pass(stage, batch as f64, batch as f64, workload.context_len as f64, 1.0))
+            .collect();
+        let slowest =
+            decode.iter().copied().max_by(|a, b| a.total().total_cmp(&b.total())).unwrap_or_default();
+        let through_all: f64 = decode.iter().map(StepTime::total).sum();
+        let seconds_per_token = through_all.max(slowest.total() * at_a_time);
+        let piece = assumptions.memory.batched_tokens.min(workload.prompt_len.max(1));
+        let pieces = workload.prompt_len.max(1).div_ceil(piece);
+        // A later piece looks back on all before it: on half of the prompt, on average.
+        let prompt: Vec<f64> = model
+            .stages
+            .iter()
+            .map(|stage| {
+                pass(stage, piece as f64, 1.0, workload.prompt_len as f64 / 2.0, pieces as f64).total()
+            })
+            .collect();
+        // While a piece is in one stage the next one is in the stage before.
+        let slowest_piece = prompt.iter().copied().fold(0.0, f64::max);
+        let first_token = prompt.iter().sum::<f64>() + (pieces as f64 - 1.0) * slowest_piece;
+        Speed {
+            decode: slowest,
+            seconds_per_token,
+            tokens_per_second: workload.concurrency.max(1) as f64 / seconds_per_token,
+            first_token,
+        }
     }
 }
 
@@ -117,15 +110,8 @@ struct Pass {
 }
 
 impl Pass {
-    fn through(
-        &self,
-        stage: &Stage,
-        model: &Model,
-        layout: Layout,
-        machine: &Machine,
-        workload: &Workload,
-        assumptions: &Assumptions,
-    ) -> StepTime {
+    fn through(&self, stage: &Stage, of: &Deployment, assumptions: &Assumptions) -> StepTime {
+        let Deployment { model, layout, machine, workload } = of;
         let speed = &assumptions.speed;
         let (experts, chosen) = (model.experts.max(1) as f64, model.experts_per_token.max(1) as f64);
         // Copies that share experts send them their tokens.
@@ -165,13 +151,16 @@ impl Pass {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::tests::*, *};
+    use super::{
+        super::{Layout, Machine, Model, Workload, tests::*},
+        *,
+    };
 
     #[test]
     fn decoding_one_sequence_is_bound_by_memory_and_reading_a_prompt_by_multiplying() {
         let assumptions = Assumptions::built_in().unwrap();
         let one = Workload { concurrency: 1, ..workload() };
-        let found = speed(&model(), TP8, &machine(), &one, &assumptions);
+        let found = Deployment { workload: one.clone(), ..deployment() }.speed(&assumptions);
         assert!(found.decode.weights > 10.0 * found.decode.compute);
         // 17.6 GB at three quarters of 3.35 TB/s are 7 ms.
         assert!((0.006..0.008).contains(&found.decode.weights), "{found:?}");
@@ -180,15 +169,16 @@ mod tests {
                 && found.tokens_per_second < 1.0 / found.decode.weights
         );
         // 8192 tokens of 2 × 70 GFLOP over 8 GPUs at half of 989 TFLOP/s take a quarter of a second and more.
-        let prompt = Workload { prompt_len: 8192, ..one };
-        assert!((0.2..0.7).contains(&speed(&model(), TP8, &machine(), &prompt, &assumptions).first_token));
+        let prompt = Deployment { workload: Workload { prompt_len: 8192, ..one }, ..deployment() };
+        assert!((0.2..0.7).contains(&prompt.speed(&assumptions).first_token));
     }
 
     #[test]
     fn more_sequences_give_more_tokens_each_of_them_later() {
         let assumptions = Assumptions::built_in().unwrap();
         let of = |concurrency| {
-            speed(&model(), TP8, &machine(), &Workload { concurrency, ..workload() }, &assumptions)
+            Deployment { workload: Workload { concurrency, ..workload() }, ..deployment() }
+                .speed(&assumptions)
         };
         for (few, many) in [(1, 2), (8, 64), (64, 256)] {
             let (few, many) = (of(few), of(many));
@@ -214,7 +204,9 @@ mod tests {
         let two = Layout { pp: 2, ..TP8 };
         let machine = Machine { pipeline: machine().tensor, ..machine() };
         let of = |model: &Model, layout, concurrency| {
-            speed(model, layout, &machine, &Workload { concurrency, ..workload() }, &assumptions)
+            let (model, machine) = (model.clone(), machine.clone());
+            let workload = Workload { concurrency, ..workload() };
+            Deployment { model, layout, machine, workload }.speed(&assumptions)
         };
         // One sequence is no faster through two stages, and many give more together.
         assert!(of(&halves, two, 1).seconds_per_token >= of(&whole, TP8, 1).seconds_per_token * 0.95);
@@ -231,9 +223,8 @@ mod tests {
         stage.expert_bytes = stage.dense_bytes;
         stage.dense_bytes = 0;
         let of = |model: &Model, concurrency| {
-            speed(model, TP8, &machine(), &Workload { concurrency, ..workload() }, &assumptions)
-                .decode
-                .weights
+            let (model, workload) = (model.clone(), Workload { concurrency, ..workload() });
+            Deployment { model, workload, ..deployment() }.speed(&assumptions).decode.weights
         };
         let dense = of(&model(), 1);
         assert!((of(&sparse, 1) / dense - 0.25).abs() < 1e-9);

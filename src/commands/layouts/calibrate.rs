@@ -8,7 +8,7 @@ use shardwright_planner::{
     calibration::{self, Fitted, Measurement, Point, PointErrors, fit, measurements},
     layouts::{LayoutRequest, facts},
     mesh::Mesh,
-    serving::{Layout, Machine, Model, Workload},
+    serving::{Deployment, Layout, Workload},
 };
 use std::{io::Write, path::Path};
 
@@ -43,37 +43,25 @@ fn point(measurement: &Measurement, request: &LayoutRequest<'_>) -> Result<Optio
         }
         Measurement::KvTokens { tp, pp, utilization, tokens } => {
             let workload = Workload { utilization, ..request.workload.clone() };
-            let found = of(request, (tp, pp, 1), workload.context_len)?;
-            found.map(|(model, layout, machine)| Point::KvTokens {
-                model,
-                layout,
-                machine,
-                workload,
-                tokens: tokens as f64,
-            })
+            let of = deployment(request, (tp, pp, 1), workload)?;
+            of.map(|of| Point::KvTokens { of: Box::new(of), tokens: tokens as f64 })
         }
         Measurement::TokensPerSecond { tp, pp, dp, concurrency, context_len, tokens_per_second } => {
             let workload = Workload { concurrency, context_len, ..request.workload.clone() };
-            let found = of(request, (tp, pp, dp), context_len)?;
-            found.map(|(model, layout, machine)| Point::TokensPerSecond {
-                model,
-                layout,
-                machine,
-                workload,
-                tokens_per_second,
-            })
+            let of = deployment(request, (tp, pp, dp), workload)?;
+            of.map(|of| Point::TokensPerSecond { of: Box::new(of), tokens_per_second })
         }
     })
 }
 
-fn of(
+fn deployment(
     request: &LayoutRequest<'_>,
     (tp, pp, dp): (u32, u32, u32),
-    context_len: u64,
-) -> Result<Option<(Model, Layout, Machine)>, Failure> {
-    let found = facts(request, Mesh::new(dp, pp, tp)?, context_len)?;
+    workload: Workload,
+) -> Result<Option<Deployment>, Failure> {
+    let found = facts(request, Mesh::new(dp, pp, tp)?, workload.context_len)?;
     let layout = Layout { tp, pp, dp, expert_parallel: false };
-    Ok(found.map(|(model, machine)| (model, layout, machine)))
+    Ok(found.map(|(model, machine)| Deployment { model, layout, machine, workload }))
 }
 
 /// What a kind of point is of, in words.
