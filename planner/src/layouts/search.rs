@@ -160,11 +160,12 @@ pub fn layouts(request: &LayoutRequest<'_>) -> Result<Layouts, LayoutsError> {
 pub fn facts(
     request: &LayoutRequest<'_>,
     mesh: Mesh,
+    expert_parallel: bool,
     context_len: u64,
 ) -> Result<Option<(Model, Machine)>, LayoutsError> {
     let whole = Whole::new(request)?;
     let mut search = Search::new(request, &whole);
-    let found = search.facts(mesh, false, context_len)?;
+    let found = search.facts(mesh, expert_parallel, context_len)?;
     Ok(found.map(|(model, machine, _)| (model, machine)))
 }
 

@@ -38,10 +38,17 @@ impl Deployment {
     /// The memory of the stage that has the fewest tokens left. The cache of a sequence is
     /// `Σ layers (elements per token × min(tokens, window) + state) × bits / 8`, on every rank of a tensor-parallel group its share.
     pub fn budget(&self, assumptions: &Assumptions) -> MemoryBudget {
+        let fewest = self
+            .budgets(assumptions)
+            .into_iter()
+            .min_by_key(|budget| (budget.tokens, std::cmp::Reverse(budget.lacks)));
+        fewest.unwrap_or_else(|| self.budget_of(0, &Stage::default(), assumptions))
+    }
+
+    /// The memory of every stage, in order.
+    pub fn budgets(&self, assumptions: &Assumptions) -> Vec<MemoryBudget> {
         let of = |(number, stage): (usize, &Stage)| self.budget_of(number, stage, assumptions);
-        let budgets = self.model.stages.iter().enumerate().map(of);
-        let fewest = budgets.min_by_key(|budget| (budget.tokens, std::cmp::Reverse(budget.lacks)));
-        fewest.unwrap_or_else(|| of((0, &Stage::default())))
+        self.model.stages.iter().enumerate().map(of).collect()
     }
 
     fn budget_of(&self, number: usize, stage: &Stage, assumptions: &Assumptions) -> MemoryBudget {
@@ -149,5 +156,7 @@ mod tests {
         assert_eq!(served.budget(&assumptions).stage, 0);
         served.model.stages.reverse();
         assert_eq!(served.budget(&assumptions).stage, 1);
+        let all = served.budgets(&assumptions);
+        assert_eq!(all.iter().map(|budget| budget.weights).collect::<Vec<_>>(), [3 << 30, 17_640 << 20]);
     }
 }

@@ -7,6 +7,7 @@
 mod assumptions;
 mod communication;
 mod deployment;
+mod explained;
 mod machine;
 mod memory;
 mod model;
@@ -16,6 +17,7 @@ mod workload;
 pub use assumptions::{Assumptions, AssumptionsError, MemoryAssumptions, SpeedAssumptions};
 pub use communication::{Algorithm, CollectiveTime, Group, all_gather, all_reduce, all_to_all, send};
 pub use deployment::Deployment;
+pub use explained::{Explained, Figure};
 pub use machine::Machine;
 pub use memory::MemoryBudget;
 pub use model::{Layout, Model, Stage};
