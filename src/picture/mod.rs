@@ -25,7 +25,16 @@ pub(crate) use terminal::print;
 
 use shardwright_planner::topology::Topology;
 
-/// The picture of `machine` as SVG, with the ranks of a plan on its GPUs if there is one.
+/// The picture of `machine` as an SVG file, with the ranks of a plan on its GPUs if there is one.
 pub(crate) fn svg(machine: &Topology, overlay: Option<&Overlay>) -> String {
-    svg::write(&layout::scene(machine, overlay), &format!("{}: {}", machine.name(), machine.about()))
+    svg::write(&layout::scene(machine, overlay), &about(machine))
+}
+
+/// The same as a part of a page.
+pub(crate) fn element(machine: &Topology, overlay: Option<&Overlay>) -> String {
+    svg::element(&layout::scene(machine, overlay), &about(machine))
+}
+
+fn about(machine: &Topology) -> String {
+    format!("{}: {}", machine.name(), machine.about())
 }

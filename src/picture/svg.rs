@@ -22,6 +22,15 @@ const CORNER: f64 = 9.0;
 
 /// The text of the file. `about` is for those who cannot see it.
 pub(super) fn write(scene: &Scene, about: &str) -> String {
+    format!("{}\n", document(scene, about))
+}
+
+/// The picture as a part of a page: as wide as it was laid out, where the page has that much room.
+pub(super) fn element(scene: &Scene, about: &str) -> String {
+    document(scene, about).set("width", number(scene.width)).to_string()
+}
+
+fn document(scene: &Scene, about: &str) -> Document {
     let mut document = Document::new()
         .set("viewBox", (0, 0, number(scene.width), number(scene.height)))
         .set("role", "img")
@@ -84,7 +93,7 @@ pub(super) fn write(scene: &Scene, about: &str) -> String {
             ),
         };
     }
-    format!("{document}\n")
+    document
 }
 
 /// To a tenth, so that files are the same everywhere.
