@@ -147,6 +147,14 @@ fn what_fits_nowhere_says_what_would() {
 }
 
 #[test]
+fn commands_of_engines_are_told_whole() {
+    let checkpoint = llama();
+    let args = ["--topology", "dgx-h100", "--all", "--kv-cache-dtype", "fp8", "--dtype", "bf16"];
+    let told = shardwright(&[&["layouts", text(&checkpoint.path)], &args[..]].concat()).succeeded();
+    assert!(told.contains(" --kv-cache-dtype fp8_e4m3 --dtype bfloat16\n"), "{told}");
+}
+
+#[test]
 fn bad_input_is_refused_with_what_would_do() {
     let checkpoint = llama();
     let path = text(&checkpoint.path);

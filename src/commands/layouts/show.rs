@@ -5,7 +5,7 @@ use crate::{
     engines::Command,
     failure::Failure,
     figures,
-    output::{print_table, table},
+    output::{escaped_line, print_table, table},
 };
 use shardwright_planner::{
     layouts::{Judged, Prices, per_million_tokens},
@@ -153,7 +153,7 @@ pub(super) fn terms(best: &Judged, out: &mut dyn Write) -> Result<(), Failure> {
 pub(super) fn engines(commands: &[Command], out: &mut dyn Write) -> Result<(), Failure> {
     for Command { engine, line, remark } in commands {
         let remark = remark.as_ref().map_or(String::new(), |remark| format!(" ({remark})"));
-        writeln!(out, "{engine}{remark}:\n  {}", escaped(line))?;
+        writeln!(out, "{engine}{remark}:\n  {}", escaped_line(line))?;
     }
     writeln!(out)?;
     Ok(())
