@@ -212,6 +212,9 @@ pub(crate) struct Layouts {
     /// Show all layouts, not just the first ones
     #[arg(long, help_heading = "Output")]
     pub(crate) all: bool,
+    /// Write a page about them into this file: memory, the machine, all layouts; it needs nothing but a browser
+    #[arg(long, value_name = "FILE", conflicts_with = "what_if", help_heading = "Output")]
+    pub(crate) html: Option<PathBuf>,
     /// Print JSON
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,

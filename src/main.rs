@@ -10,6 +10,7 @@ mod inputs;
 mod interrupt;
 mod output;
 mod picture;
+mod report;
 
 use clap::Parser;
 use std::{io::Write, process::ExitCode};

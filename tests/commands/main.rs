@@ -11,6 +11,7 @@ mod large;
 mod layouts;
 mod placement;
 mod plan;
+mod report;
 #[path = "../support/mod.rs"]
 mod support;
 mod topology;

@@ -59,7 +59,7 @@ fn deployment(
     (tp, pp, dp): (u32, u32, u32),
     workload: Workload,
 ) -> Result<Option<Deployment>, Failure> {
-    let found = facts(request, Mesh::new(dp, pp, tp)?, workload.context_len)?;
+    let found = facts(request, Mesh::new(dp, pp, tp)?, false, workload.context_len)?;
     let layout = Layout { tp, pp, dp, expert_parallel: false };
     Ok(found.map(|(model, machine)| Deployment { model, layout, machine, workload }))
 }

@@ -1,12 +1,13 @@
 //! `shardwright layouts`: every way to put a model on a machine, best first.
 
 mod calibrate;
+mod html;
 mod json;
 mod show;
 
 use crate::{
     cli::{self, CONCURRENCY, CacheDtype, GoalChoice, UTILIZATION},
-    engines::{Served, commands},
+    engines::{Command, Served, commands},
     failure::{Failure, Kind},
     inputs::{config, topology},
     output::{print_json, print_notes, write_whole},
@@ -59,6 +60,11 @@ pub(crate) fn run(args: &cli::Layouts, out: &mut dyn Write) -> Result<(), Failur
     };
     let workload = workload(args, &config)?;
     let cast = args.dtype.map(CastDtype::from);
+    let goal = match args.goal {
+        GoalChoice::Latency => Goal::Latency,
+        GoalChoice::Throughput => Goal::Throughput,
+        GoalChoice::FewestGpus => Goal::FewestGpus,
+    };
     let mut errors = Vec::new();
     let mut found = Vec::new();
     for name in std::iter::once(&args.topology).chain(&args.what_if) {
@@ -72,11 +78,7 @@ pub(crate) fn run(args: &cli::Layouts, out: &mut dyn Write) -> Result<(), Failur
             cast,
             workload: &workload,
             assumptions: &assumptions,
-            goal: match args.goal {
-                GoalChoice::Latency => Goal::Latency,
-                GoalChoice::Throughput => Goal::Throughput,
-                GoalChoice::FewestGpus => Goal::FewestGpus,
-            },
+            goal,
         };
         let fitted = match &args.calibrate {
             Some(path) => calibrate::calibrated(path, &text_of(path)?, &request)?,
@@ -103,6 +105,20 @@ pub(crate) fn run(args: &cli::Layouts, out: &mut dyn Write) -> Result<(), Failur
     let mut notes: Vec<&String> = found.iter().flat_map(|found| &found.layouts.notes).collect();
     notes.dedup();
     print_notes(&notes);
+    if let (Some(path), Some(first)) = (&args.html, found.first()) {
+        let request = LayoutRequest {
+            catalog: &catalog,
+            config: &config,
+            families: &families,
+            user: &user,
+            topology: &first.machine,
+            cast,
+            workload: &workload,
+            assumptions: &assumptions,
+            goal,
+        };
+        write_whole(path, &html::page(args, first, &request, &prices, &errors)?)?;
+    }
     if args.json {
         return print_json(out, &json::document(&found, &workload, &prices, &errors));
     }
@@ -112,22 +128,35 @@ pub(crate) fn run(args: &cli::Layouts, out: &mut dyn Write) -> Result<(), Failur
     }
     calibrate::show(&errors, out)?;
     show::layouts(first, &workload, &prices, args.all, out)?;
-    let Some(best) = first.best() else { return Err(nowhere(first, &catalog)) };
+    let Some(best) = first.best() else {
+        page_written(args, out)?;
+        return Err(nowhere(first, &catalog));
+    };
     show::terms(best, out)?;
-    let per_node = u32::try_from(first.machine.gpus_per_node()).unwrap_or(u32::MAX);
-    let checkpoint = args.checkpoint.to_string_lossy();
-    let served = Served {
-        checkpoint: &checkpoint,
-        layout: best.layout,
-        nodes: best.gpus().div_ceil(per_node.max(1)),
+    show::engines(&engines(args, first, best, &workload), out)?;
+    page_written(args, out)?;
+    show::answer(first, best, &workload, &prices, out)
+}
+
+/// Says where the page is, if there is one.
+fn page_written(args: &cli::Layouts, out: &mut dyn Write) -> Result<(), Failure> {
+    let Some(path) = &args.html else { return Ok(()) };
+    Ok(writeln!(out, "page written to {}", path.display())?)
+}
+
+/// How engines are told to run a layout.
+fn engines(args: &cli::Layouts, found: &Found, judged: &Judged, workload: &Workload) -> [Command; 3] {
+    let per_node = u32::try_from(found.machine.gpus_per_node()).unwrap_or(u32::MAX);
+    commands(&Served {
+        checkpoint: &args.checkpoint.to_string_lossy(),
+        layout: judged.layout,
+        nodes: judged.gpus().div_ceil(per_node.max(1)),
         context_len: workload.context_len,
-        sequences: best.running,
+        sequences: judged.running,
         utilization: workload.utilization,
         cache_bits: workload.cache_bits,
-        cast,
-    };
-    show::engines(&commands(&served), out)?;
-    show::answer(first, best, &workload, &prices, out)
+        cast: args.dtype.map(CastDtype::from),
+    })
 }
 
 /// What is asked of a model where nobody says.
