@@ -5,7 +5,7 @@
 //! as they are.
 
 use crate::{
-    serving::{Assumptions, Deployment, Group, all_reduce},
+    serving::{Assumptions, Deployment, Group, nccl_all_reduce},
     topology::{Bytes, Latency},
 };
 
@@ -29,7 +29,7 @@ pub enum Kind {
 /// A measured point, with the facts that it is predicted from.
 #[derive(Debug, Clone)]
 pub enum Point {
-    /// An all-reduce.
+    /// An all-reduce of NCCL's.
     AllReduce {
         /// The ranks.
         group: Group,
@@ -68,7 +68,7 @@ impl Point {
     pub fn predicted(&self, assumptions: &Assumptions) -> (f64, f64) {
         match self {
             Self::AllReduce { group, bytes, seconds } => {
-                (all_reduce(Some(group), *bytes, assumptions).seconds, *seconds)
+                (nccl_all_reduce(group, *bytes, assumptions).seconds, *seconds)
             }
             Self::KvTokens { of, tokens } => (of.budget(assumptions).tokens as f64, *tokens),
             Self::TokensPerSecond { of, tokens_per_second } => {
@@ -116,7 +116,7 @@ struct Figure {
     get: fn(&Assumptions) -> f64,
 }
 
-const FIGURES: [Figure; 8] = [
+const FIGURES: [Figure; 7] = [
     Figure {
         kind: Kind::AllReduce,
         from: 0.05,
@@ -143,13 +143,6 @@ const FIGURES: [Figure; 8] = [
         to: 1e6,
         set: |assumptions, value| assumptions.speed.collective = Latency::new(whole(value)),
         get: |assumptions| assumptions.speed.collective.nanoseconds() as f64,
-    },
-    Figure {
-        kind: Kind::AllReduce,
-        from: 5e2,
-        to: 1e6,
-        set: |assumptions, value| assumptions.speed.one_shot = Latency::new(whole(value)),
-        get: |assumptions| assumptions.speed.one_shot.nanoseconds() as f64,
     },
     Figure {
         kind: Kind::KvTokens,
@@ -279,7 +272,7 @@ mod tests {
         for (number, power) in (10..32).enumerate() {
             let wrong = 1.0 + off * if number % 2 == 0 { 1.0 } else { -1.0 };
             let (group, bytes) = (group(8), f64::from(1u32 << power.min(31)));
-            let seconds = all_reduce(Some(&group), bytes, truth).seconds * wrong;
+            let seconds = nccl_all_reduce(&group, bytes, truth).seconds * wrong;
             points.push(Point::AllReduce { group, bytes, seconds });
         }
         let machine = Machine {

@@ -57,58 +57,108 @@ const NOTHING: CollectiveTime = CollectiveTime { seconds: 0.0, algorithm: Algori
 const ONE_SHOT_BYTES: f64 = 512.0 * 1024.0;
 const TWO_SHOT_BYTES: f64 = 8.0 * 1024.0 * 1024.0;
 
-/// An all-reduce of `bytes` bytes on each of `n` ranks.
+/// How NCCL moves bytes: with a flag beside each word, beside each 128 bytes, or in large chunks. The later ones are slower to begin
+/// and let more through.
 ///
-/// - ring: `c + 2 (n-1) α + 2 (n-1)/n S/B`, between nodes with what a node sends in place of `B` where that is less;
-/// - tree, over several nodes: `c + 2 (g-1) α + 2 log2(m) α_net + 2 S / min(B, B_net)`;
-/// - one shot, in a node: `c₁ + (n-1) S/B`; two shots: `2 c₁ + 2 (n-1)/n S/B`;
-/// - in the switch: `c + 2 α + (1 + 1/n) S/B`.
+/// Source: the latencies and shares of bandwidth of NCCL's own model (`src/graph/tuning.cc`), as multiples of the first one's, which
+/// is what topologies and assumptions have.
+struct Protocol {
+    start: f64,
+    hop: f64,
+    network_hop: f64,
+    share: f64,
+    /// Whether it takes NVLink or the like.
+    direct: bool,
+}
+
+const PROTOCOLS: [Protocol; 3] = [
+    Protocol { start: 1.0, hop: 1.0, network_hop: 1.0, share: 0.25, direct: false },
+    Protocol { start: 2.1, hop: 3.2, network_hop: 1.5, share: 0.92, direct: true },
+    Protocol { start: 1.3, hop: 5.7, network_hop: 5.2, share: 1.0, direct: false },
+];
+
+impl Group {
+    /// Seconds of a collective of NCCL's in which `bytes` bytes go over the narrowest of all links, after so many hops inside nodes
+    /// and between them: `min over protocols (c + hops α + hops_net α_net + bytes / (share B))`.
+    fn quickest(&self, hops: f64, network_hops: f64, bytes: f64, assumptions: &Assumptions) -> f64 {
+        let start = seconds(assumptions.speed.collective);
+        let narrowest = self.ring.min(self.between) * assumptions.speed.links;
+        let of = |protocol: &Protocol| {
+            start * protocol.start
+                + hops * self.hop * protocol.hop
+                + network_hops * self.network_hop * protocol.network_hop
+                + bytes / (narrowest * protocol.share)
+        };
+        PROTOCOLS
+            .iter()
+            .filter(|protocol| self.direct || !protocol.direct)
+            .map(of)
+            .fold(f64::INFINITY, f64::min)
+    }
+
+    /// Ranks of a node.
+    fn of_node(&self) -> f64 {
+        (f64::from(self.ranks) / f64::from(self.nodes.max(1))).max(1.0)
+    }
+}
+
+/// An all-reduce of `bytes` bytes on each of `n` ranks, as engines do it: by NCCL, or inside a node by kernels of their own.
+///
+/// - one shot: `c₁ + (n-1) S/B`; two shots: `2 c₁ + 2 (n-1)/n S/B`.
 pub fn all_reduce(group: Option<&Group>, bytes: f64, assumptions: &Assumptions) -> CollectiveTime {
     let Some(group) = group else { return NOTHING };
-    let speed = &assumptions.speed;
-    let (n, m) = (f64::from(group.ranks), f64::from(group.nodes.max(1)));
-    let (ring, between) = (group.ring * speed.links, group.between * speed.links);
-    let (start, one_shot) = (seconds(speed.collective), seconds(speed.one_shot));
-    let narrowest = ring.min(between);
-    let of_node = (n / m).max(1.0);
-    let hops = 2.0 * ((n - m) * group.hop + (m - 1.0) * group.network_hop);
-    let mut ways = vec![(Algorithm::Ring, start + hops + 2.0 * (n - 1.0) / n * bytes / narrowest)];
-    if m > 1.0 {
-        let up = 2.0 * ((of_node - 1.0) * group.hop + m.log2().ceil() * group.network_hop);
-        ways.push((Algorithm::Tree, start + up + 2.0 * bytes / narrowest));
-    }
-    if group.direct && m <= 1.0 {
+    let mut ways = vec![nccl_all_reduce(group, bytes, assumptions)];
+    let n = f64::from(group.ranks);
+    if group.direct && group.nodes <= 1 {
+        let ring = group.ring * assumptions.speed.links;
+        let one_shot = seconds(assumptions.speed.one_shot);
+        let mut add = |algorithm, seconds| ways.push(CollectiveTime { seconds, algorithm });
         if bytes <= ONE_SHOT_BYTES {
-            ways.push((Algorithm::OneShot, one_shot + (n - 1.0) * bytes / ring));
+            add(Algorithm::OneShot, one_shot + (n - 1.0) * bytes / ring);
         }
         if bytes <= TWO_SHOT_BYTES {
-            ways.push((Algorithm::TwoShot, 2.0 * one_shot + 2.0 * (n - 1.0) / n * bytes / ring));
-        }
-        if group.in_switch {
-            ways.push((Algorithm::InSwitch, start + 2.0 * group.hop + (1.0 + 1.0 / n) * bytes / ring));
+            add(Algorithm::TwoShot, 2.0 * one_shot + 2.0 * (n - 1.0) / n * bytes / ring);
         }
     }
     fastest(&ways)
 }
 
-/// An all-gather of `bytes` bytes from each rank, or a reduce-scatter that leaves as many: `c + (n-1) α + (n-1) S/B`.
-pub fn all_gather(group: Option<&Group>, bytes: f64, assumptions: &Assumptions) -> CollectiveTime {
-    let Some(group) = group else { return NOTHING };
-    let speed = &assumptions.speed;
+/// An all-reduce of `bytes` bytes on each of `n` ranks, `g` in each of `m` nodes, as NCCL does it: by that protocol and algorithm
+/// which is fastest.
+///
+/// - ring: `2 (n-m)` hops in nodes and `2 (m-1)` between them, `2 (n-1)/n S` bytes over each link;
+/// - tree, over several nodes: `2 (g-1)` and `2 log2(m)` hops, `2 S` bytes;
+/// - in the switch: 2 hops, `(1 + 1/n) S` bytes.
+pub fn nccl_all_reduce(group: &Group, bytes: f64, assumptions: &Assumptions) -> CollectiveTime {
     let (n, m) = (f64::from(group.ranks), f64::from(group.nodes.max(1)));
-    let narrowest = group.ring.min(group.between) * speed.links;
-    let hops = (n - m) * group.hop + (m - 1.0) * group.network_hop;
-    let taken = seconds(speed.collective) + hops + (n - 1.0) * bytes / narrowest;
-    CollectiveTime { seconds: taken, algorithm: Algorithm::Ring }
+    let of = |hops, network_hops, bytes| group.quickest(hops, network_hops, bytes, assumptions);
+    let mut ways = Vec::with_capacity(3);
+    let mut add = |algorithm, seconds| ways.push(CollectiveTime { seconds, algorithm });
+    add(Algorithm::Ring, of(2.0 * (n - m), 2.0 * (m - 1.0), 2.0 * (n - 1.0) / n * bytes));
+    if m > 1.0 {
+        add(Algorithm::Tree, of(2.0 * (group.of_node() - 1.0), 2.0 * m.log2().ceil(), 2.0 * bytes));
+    } else if group.in_switch {
+        add(Algorithm::InSwitch, of(2.0, 0.0, (1.0 + 1.0 / n) * bytes));
+    }
+    fastest(&ways)
 }
 
-/// An all-to-all in which each rank sends `bytes` bytes in all, evenly to all ranks: inside a node at the speed of a rank's links,
+/// An all-gather of `bytes` bytes from each rank, or a reduce-scatter that leaves as many: `n-m` hops in nodes and `m-1` between
+/// them, `(n-1) S` bytes over each link.
+pub fn all_gather(group: Option<&Group>, bytes: f64, assumptions: &Assumptions) -> CollectiveTime {
+    let Some(group) = group else { return NOTHING };
+    let (n, m) = (f64::from(group.ranks), f64::from(group.nodes.max(1)));
+    let seconds = group.quickest(n - m, m - 1.0, (n - 1.0) * bytes, assumptions);
+    CollectiveTime { seconds, algorithm: Algorithm::Ring }
+}
+
+/// An all-to-all in which each rank sends `bytes` bytes in all, evenly to all `n` ranks, `g` in a node: inside a node at the speed of a rank's links,
 /// between nodes at its share of the node's network: `c + α + max(S (g-1)/n / B, S (n-g)/n / (B_net/g))`.
 pub fn all_to_all(group: Option<&Group>, bytes: f64, assumptions: &Assumptions) -> CollectiveTime {
     let Some(group) = group else { return NOTHING };
     let speed = &assumptions.speed;
     let (n, m) = (f64::from(group.ranks), f64::from(group.nodes.max(1)));
-    let of_node = (n / m).max(1.0);
+    let of_node = group.of_node();
     let inside = bytes * (of_node - 1.0) / n / (group.ring * speed.links);
     let outside =
         if m > 1.0 { bytes * (n - of_node) / n / (group.between * speed.links / of_node) } else { 0.0 };
@@ -127,9 +177,8 @@ pub fn send(group: Option<&Group>, bytes: f64, assumptions: &Assumptions) -> Col
     CollectiveTime { seconds: taken, algorithm: Algorithm::PointToPoint }
 }
 
-fn fastest(ways: &[(Algorithm, f64)]) -> CollectiveTime {
-    let best = ways.iter().min_by(|a, b| a.1.total_cmp(&b.1));
-    best.map_or(NOTHING, |&(algorithm, seconds)| CollectiveTime { seconds, algorithm })
+fn fastest(ways: &[CollectiveTime]) -> CollectiveTime {
+    ways.iter().copied().min_by(|a, b| a.seconds.total_cmp(&b.seconds)).unwrap_or(NOTHING)
 }
 
 pub(super) fn seconds(latency: crate::topology::Latency) -> f64 {

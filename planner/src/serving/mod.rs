@@ -15,7 +15,9 @@ mod speed;
 mod workload;
 
 pub use assumptions::{Assumptions, AssumptionsError, MemoryAssumptions, SpeedAssumptions};
-pub use communication::{Algorithm, CollectiveTime, Group, all_gather, all_reduce, all_to_all, send};
+pub use communication::{
+    Algorithm, CollectiveTime, Group, all_gather, all_reduce, all_to_all, nccl_all_reduce, send,
+};
 pub use deployment::Deployment;
 pub use explained::{Explained, Figure};
 pub use machine::Machine;
