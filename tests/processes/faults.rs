@@ -146,7 +146,11 @@ fn ranks_with_different_files_do_not_load() {
     }
     fs::write(&file, &bytes).unwrap();
     for outcome in run(&two) {
-        ended(&outcome, 1, &["rank 1 reads other weights than rank 0", "help: give every rank the same checkpoint"]);
+        ended(
+            &outcome,
+            1,
+            &["rank 1 reads other weights than rank 0", "help: give every rank the same checkpoint"],
+        );
     }
     // Another header is another checkpoint than was planned; rank 0 hears why rank 1 does not load.
     bytes.truncate(last);
