@@ -173,6 +173,9 @@ pub(crate) struct Layouts {
     /// Of these, tokens of the prompt [default: 1024, or half of them where that is less]
     #[arg(long, value_name = "TOKENS", value_parser = tokens, help_heading = "Workload")]
     pub(crate) prompt_len: Option<u64>,
+    /// Tokens of the longest batch of a prefill, vLLM's --max-num-batched-tokens [default: what is assumed]
+    #[arg(long, value_name = "TOKENS", value_parser = tokens, help_heading = "Workload")]
+    pub(crate) batched_tokens: Option<u64>,
     /// Sequences at a time
     #[arg(long, value_name = "N", default_value_t = CONCURRENCY, value_parser = clap::value_parser!(u64).range(1..=1_000_000), help_heading = "Workload")]
     pub(crate) concurrency: u64,

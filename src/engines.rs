@@ -14,6 +14,8 @@ pub(crate) struct Served<'a> {
     pub(crate) sequences: u64,
     pub(crate) utilization: f64,
     pub(crate) cache_bits: u64,
+    /// Tokens of the longest batch of a prefill.
+    pub(crate) batched_tokens: Option<u64>,
     pub(crate) cast: Option<CastDtype>,
 }
 
@@ -46,6 +48,13 @@ impl Line {
         if wanted { self.flag(name, value) } else { self }
     }
 
+    fn flag_of(self, name: &str, value: Option<impl std::fmt::Display>) -> Self {
+        match value {
+            Some(value) => self.flag(name, value),
+            None => self,
+        }
+    }
+
     fn switch_if(mut self, wanted: bool, name: &str) -> Self {
         if wanted {
             self.0.push_str(&format!(" {name}"));
@@ -65,6 +74,7 @@ fn vllm(served: &Served<'_>) -> Command {
         .flag("--max-model-len", served.context_len)
         .flag("--max-num-seqs", each)
         .flag("--gpu-memory-utilization", served.utilization)
+        .flag_of("--max-num-batched-tokens", served.batched_tokens)
         .flag_if(served.cache_bits == 8, "--kv-cache-dtype", "fp8")
         .flag_if(served.cast.is_some(), "--dtype", served.cast.map_or("auto", dtype));
     let several = (served.nodes > 1)
@@ -86,6 +96,7 @@ fn sglang(served: &Served<'_>) -> Command {
         .flag("--context-length", served.context_len)
         .flag("--max-running-requests", served.sequences)
         .flag("--mem-fraction-static", served.utilization)
+        .flag_of("--chunked-prefill-size", served.batched_tokens)
         .flag_if(served.cache_bits == 8, "--kv-cache-dtype", "fp8_e4m3")
         .flag_if(served.cast.is_some(), "--dtype", served.cast.map_or("auto", dtype));
     let several = (served.nodes > 1).then(|| "and --node-rank and --dist-init-addr on each node".to_owned());
@@ -101,6 +112,7 @@ fn tensorrt_llm(served: &Served<'_>) -> Command {
         .flag_if(expert_parallel, "--ep_size", tp)
         .flag("--max_seq_len", served.context_len)
         .flag("--max_batch_size", each)
+        .flag_of("--max_num_tokens", served.batched_tokens)
         .flag("--kv_cache_free_gpu_memory_fraction", served.utilization);
     let remark = match (dp, expert_parallel) {
         (1, _) => None,
@@ -140,6 +152,7 @@ mod tests {
             sequences: 65,
             utilization: 0.9,
             cache_bits: 8,
+            batched_tokens: Some(4096),
             cast: Some(CastDtype::BF16),
         })
     }
@@ -150,9 +163,9 @@ mod tests {
         assert_eq!(
             lines,
             [
-                r"vllm serve 'my models/DeepSeek'\''s' --tensor-parallel-size 8 --data-parallel-size 2 --enable-expert-parallel --max-model-len 32768 --max-num-seqs 33 --gpu-memory-utilization 0.9 --kv-cache-dtype fp8 --dtype bfloat16",
-                r"python3 -m sglang.launch_server --model-path 'my models/DeepSeek'\''s' --tp-size 16 --dp-size 2 --enable-dp-attention --ep-size 16 --nnodes 2 --context-length 32768 --max-running-requests 65 --mem-fraction-static 0.9 --kv-cache-dtype fp8_e4m3 --dtype bfloat16",
-                r"trtllm-serve 'my models/DeepSeek'\''s' --tp_size 8 --ep_size 8 --max_seq_len 32768 --max_batch_size 33 --kv_cache_free_gpu_memory_fraction 0.9",
+                r"vllm serve 'my models/DeepSeek'\''s' --tensor-parallel-size 8 --data-parallel-size 2 --enable-expert-parallel --max-model-len 32768 --max-num-seqs 33 --gpu-memory-utilization 0.9 --max-num-batched-tokens 4096 --kv-cache-dtype fp8 --dtype bfloat16",
+                r"python3 -m sglang.launch_server --model-path 'my models/DeepSeek'\''s' --tp-size 16 --dp-size 2 --enable-dp-attention --ep-size 16 --nnodes 2 --context-length 32768 --max-running-requests 65 --mem-fraction-static 0.9 --chunked-prefill-size 4096 --kv-cache-dtype fp8_e4m3 --dtype bfloat16",
+                r"trtllm-serve 'my models/DeepSeek'\''s' --tp_size 8 --ep_size 8 --max_seq_len 32768 --max_batch_size 33 --max_num_tokens 4096 --kv_cache_free_gpu_memory_fraction 0.9",
             ]
         );
     }

@@ -75,8 +75,14 @@ fn bench(
     group.bench_function("slices of one rank", |bencher| {
         bencher.iter(|| black_box(&plan).rank_tensors(tp - 1));
     });
-    let workload =
-        Workload { context_len: 32_768, prompt_len: 1024, concurrency: 64, cache_bits: 16, utilization: 0.9 };
+    let workload = Workload {
+        context_len: 32_768,
+        prompt_len: 1024,
+        concurrency: 64,
+        cache_bits: 16,
+        utilization: 0.9,
+        batched_tokens: None,
+    };
     let assumptions = Assumptions::built_in()?;
     for nodes in (0..).map(|power| 1 << power).take_while(|nodes| *nodes <= most_nodes) {
         let topology = Topology::parse(text, TOPOLOGY, Some(nodes), None)?;

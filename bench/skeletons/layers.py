@@ -61,12 +61,23 @@ def qwen2(config: Config, layer: int) -> Iterator[Module]:
     yield from layer_norms(config, layer)
 
 
+def normed_attention(config: Config, layer: int) -> Iterator[Module]:
+    """Attention with a norm over each head of queries and keys."""
+    yield from attention(config, layer)
+    for name in ("q_norm", "k_norm"):
+        yield norm(f"model.layers.{layer}.self_attn.{name}", head_dim(config))
+
+
+def qwen3(config: Config, layer: int) -> Iterator[Module]:
+    yield from normed_attention(config, layer)
+    yield from gated(f"model.layers.{layer}.mlp", config["hidden_size"], config["intermediate_size"])
+    yield from layer_norms(config, layer)
+
+
 def qwen3_moe(config: Config, layer: int) -> Iterator[Module]:
     hidden, experts = config["hidden_size"], config["num_experts"]
     prefix = f"model.layers.{layer}"
-    yield from attention(config, layer)
-    yield norm(f"{prefix}.self_attn.q_norm", head_dim(config))
-    yield norm(f"{prefix}.self_attn.k_norm", head_dim(config))
+    yield from normed_attention(config, layer)
     for expert in range(experts):
         yield from gated(f"{prefix}.mlp.experts.{expert}", hidden, config["moe_intermediate_size"])
     yield Parameter(f"{prefix}.mlp.gate.weight", (experts, hidden))
@@ -143,6 +154,7 @@ def gpt_oss(config: Config, layer: int) -> Iterator[Module]:
 LAYERS: dict[str, LayerOf] = {
     "llama": llama,
     "qwen2": qwen2,
+    "qwen3": qwen3,
     "qwen3_moe": qwen3_moe,
     "mixtral": mixtral,
     "deepseek_v3": deepseek_v3,

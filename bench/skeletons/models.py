@@ -51,7 +51,29 @@ def config_of(name: str) -> Config:
     return json.loads((CONFIGS / f"{name}.json").read_text())
 
 
-MODELS: dict[str, Model] = {
+# Those with nothing to tell but their config, in files of some GB.
+PLAIN = [
+    "llama-2-7b",
+    "llama-2-13b",
+    "llama-2-70b",
+    "llama-3-8b",
+    # As first released, with 16 key/value heads.
+    "llama-3.1-405b-fp8",
+    "llama-3.1-70b-w8a8",
+    "qwen2-72b-gptq-int8",
+    "qwen2.5-7b",
+    "qwen2.5-7b-awq",
+    "qwen2.5-14b",
+    "qwen2.5-32b",
+    "qwen3-1.7b",
+    "qwen3-8b",
+    "qwen3-14b",
+    "qwen3-32b",
+    "qwen3-30b-a3b",
+    "qwen3-235b-a22b-fp8",
+]
+
+MODELS: dict[str, Model] = {name: Model(config_of(name), 5 * 10**9) for name in PLAIN} | {
     "llama-3.1-8b": Model(config_of("llama-3.1-8b"), 5 * 10**9),
     "llama-3.1-70b": Model(config_of("llama-3.1-70b"), 5 * 10**9),
     "llama-3.1-405b": Model(config_of("llama-3.1-405b"), 5 * 10**9),
@@ -66,6 +88,7 @@ MODELS: dict[str, Model] = {
     "qwen3-235b-a22b": Model(config_of("qwen3-235b-a22b"), 4 * 10**9),
     # The base model; the vocabulary of the instruct model is 32768.
     "mixtral-8x22b": Model(config_of("mixtral-8x22b"), 5 * 10**9),
+    "mixtral-8x22b-instruct": Model(config_of("mixtral-8x22b") | {"vocab_size": 32768}, 5 * 10**9),
     # As many files as on the hub, where some end early, so that others are a little bigger.
     "deepseek-v3": Model(config_of("deepseek-v3"), 4_250_000_000, "model-{number:05}-of-{count:06}.safetensors"),
     "gpt-oss-120b": Model(config_of("gpt-oss-120b"), 5 * 10**9, "model-{index:05}-of-{last:05}.safetensors"),

@@ -10,12 +10,12 @@ from typing import Any
 Config = dict[str, Any]
 
 # By what the headers call them, in the order in which the `safetensors` library lays them into a file.
-DTYPE_BYTES = {"F32": 4, "I32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "U8": 1}
+DTYPE_BYTES = {"F32": 4, "I32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1}
 
 TORCH_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
-# Values of 4 bits in an I32.
-PACKED = 8
+# Bits of an I32, into which AWQ and GPTQ pack.
+PACK_BITS = 32
 
 # Values of an MXFP4 block, which share a scale, and the bytes that they take.
 MXFP4_VALUES, MXFP4_BYTES = 32, 16
@@ -84,19 +84,31 @@ def fp8(linear: Linear, quantisation: Config) -> Iterator[Parameter]:
 
 def awq(linear: Linear, quantisation: Config) -> Iterator[Parameter]:
     """AutoAWQ's GEMM: `[columns, rows]`, packed along the rows."""
-    groups = linear.columns // quantisation["group_size"]
-    yield Parameter(f"{linear.name}.qweight", (linear.columns, linear.rows // PACKED), "I32")
-    yield Parameter(f"{linear.name}.qzeros", (groups, linear.rows // PACKED), "I32")
+    groups, packed = linear.columns // quantisation["group_size"], PACK_BITS // quantisation["bits"]
+    yield Parameter(f"{linear.name}.qweight", (linear.columns, linear.rows // packed), "I32")
+    yield Parameter(f"{linear.name}.qzeros", (groups, linear.rows // packed), "I32")
     yield Parameter(f"{linear.name}.scales", (groups, linear.rows), "F16")
 
 
 def gptq(linear: Linear, quantisation: Config) -> Iterator[Parameter]:
     """AutoGPTQ's: `[columns, rows]`, weights packed along the columns, zero points along the rows."""
-    groups = linear.columns // quantisation["group_size"]
-    yield Parameter(f"{linear.name}.qweight", (linear.columns // PACKED, linear.rows), "I32")
-    yield Parameter(f"{linear.name}.qzeros", (groups, linear.rows // PACKED), "I32")
+    groups, packed = linear.columns // quantisation["group_size"], PACK_BITS // quantisation["bits"]
+    yield Parameter(f"{linear.name}.qweight", (linear.columns // packed, linear.rows), "I32")
+    yield Parameter(f"{linear.name}.qzeros", (groups, linear.rows // packed), "I32")
     yield Parameter(f"{linear.name}.scales", (groups, linear.rows), "F16")
     yield Parameter(f"{linear.name}.g_idx", (linear.columns,), "I32")
+
+
+def fbgemm_fp8(linear: Linear, _: Config) -> Iterator[Parameter]:
+    """A scale for each row."""
+    yield Parameter(f"{linear.name}.weight", (linear.rows, linear.columns), "F8_E4M3")
+    yield Parameter(f"{linear.name}.weight_scale", (linear.rows, 1), "F32")
+
+
+def compressed_int8(linear: Linear, _: Config) -> Iterator[Parameter]:
+    """llm-compressor's `int-quantized` with a scale for each row; activations are scaled as they come."""
+    yield Parameter(f"{linear.name}.weight", (linear.rows, linear.columns), "I8")
+    yield Parameter(f"{linear.name}.weight_scale", (linear.rows, 1))
 
 
 # By `quant_method`. MXFP4 is for experts alone.
@@ -105,6 +117,8 @@ LINEAR: dict[str, Callable[[Linear, Config], Iterator[Parameter]]] = {
     "fp8": fp8,
     "awq": awq,
     "gptq": gptq,
+    "fbgemm_fp8": fbgemm_fp8,
+    "compressed-tensors": compressed_int8,
     "mxfp4": plain,
 }
 
@@ -121,11 +135,12 @@ def stored(modules: Iterator[Module], config: Config) -> Iterator[Tensor]:
     """The tensors that the modules of a model with this config are stored as, in the order of the modules."""
     quantisation = config.get("quantization_config", {"quant_method": "none"})
     of_linear = LINEAR[quantisation["quant_method"]]
+    unquantised = set(quantisation.get("modules_to_not_convert") or ())
 
     def parameters(module: Module) -> Iterator[Parameter]:
         match module:
             case Linear():
-                yield from of_linear(module, quantisation)
+                yield from (plain if module.name in unquantised else of_linear)(module, quantisation)
                 if module.bias:
                     yield Parameter(f"{module.name}.bias", (module.rows,))
             case Experts():

@@ -172,7 +172,7 @@ fn terms(report: &Report<'_>, chosen: &Chosen<'_>, budget: &MemoryBudget) -> [Te
             'R',
             "reserve",
             budget.reserved,
-            format!("kept free: {:.0} % of the memory may be used", workload.utilization * 100.0),
+            format!("kept free: {:.0} % of what the driver leaves may be used", workload.utilization * 100.0),
         ),
     ]
 }

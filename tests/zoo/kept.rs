@@ -17,8 +17,14 @@ fn judged(checkpoint: &Headers, families: &Families, tokens: u64) -> Result<(Jud
     let facts = HostFacts { devices: 1, memory_bytes: 1 << 40 };
     let topology = Topology::parse(builtin("host").unwrap(), "host", None, Some(facts)).unwrap();
     let config = Config::read(&checkpoint.path().join(CONFIG_NAME)).map_err(|error| error.to_string())?;
-    let workload =
-        Workload { context_len: tokens, prompt_len: 1, concurrency: 1, cache_bits: 16, utilization: 0.9 };
+    let workload = Workload {
+        context_len: tokens,
+        prompt_len: 1,
+        concurrency: 1,
+        cache_bits: 16,
+        utilization: 0.9,
+        batched_tokens: None,
+    };
     let found = layouts(&LayoutRequest {
         catalog: &catalog,
         config: &config,

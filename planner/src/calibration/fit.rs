@@ -124,18 +124,12 @@ const FIGURES: [Figure; 7] = [
         set: |assumptions, value| assumptions.speed.links = value,
         get: |assumptions| assumptions.speed.links,
     },
-    // Both latencies together: the fastest way counts, so that moving one alone may change nothing.
     Figure {
         kind: Kind::AllReduce,
-        from: 5e2,
-        to: 1e6,
-        set: |assumptions, value| {
-            let before = assumptions.speed.collective.nanoseconds() as f64;
-            let one_shot = assumptions.speed.one_shot.nanoseconds() as f64 * value / before;
-            assumptions.speed.collective = Latency::new(whole(value));
-            assumptions.speed.one_shot = Latency::new(whole(one_shot));
-        },
-        get: |assumptions| assumptions.speed.collective.nanoseconds() as f64,
+        from: 0.05,
+        to: 1.0,
+        set: |assumptions, value| assumptions.speed.network = value,
+        get: |assumptions| assumptions.speed.network,
     },
     Figure {
         kind: Kind::AllReduce,
@@ -311,6 +305,7 @@ mod tests {
                     concurrency,
                     cache_bits: 16,
                     utilization: 0.9,
+                    batched_tokens: None,
                 };
                 let (model, machine) = (model.clone(), machine.clone());
                 let of = Box::new(Deployment { model, layout, machine, workload });
@@ -323,6 +318,7 @@ mod tests {
                 concurrency: 1,
                 cache_bits: 16,
                 utilization: 0.9,
+                batched_tokens: None,
             };
             let of = Box::new(Deployment { model, layout, machine: machine.clone(), workload });
             let tokens = of.budget(truth).tokens as f64;

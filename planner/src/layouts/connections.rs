@@ -151,6 +151,10 @@ impl<'a> Connections<'a> {
         let direct = one
             && fabric(whole.kind)
             && pairs().all(|(a, b)| self.topology.widest_path(a, b).is_some_and(|path| fabric(path.kind)));
+        // Those of a node among themselves; between nodes there is the network.
+        let within = direct
+            || nodes.values().all(|gpus| self.topology.ring(gpus).is_some_and(|ring| fabric(ring.kind)));
+        let most = if one { gpus.len() } else { nodes.values().map(Vec::len).max().unwrap_or(0) };
         let has_switch =
             self.topology.vertices().any(|vertex| vertex.kind == VertexKind::Hub(HubKind::Nvswitch));
         let adds_up = self.topology.kinds().iter().all(|kind| {
@@ -165,7 +169,7 @@ impl<'a> Connections<'a> {
             hop: seconds(local.hop_latency_ns),
             network_hop: if one { 0.0 } else { seconds(whole.hop_latency_ns) },
             direct,
-            in_switch: direct && has_switch && adds_up && gpus.len() > 2,
+            in_switch: within && has_switch && adds_up && most > 2,
         })
     }
 }

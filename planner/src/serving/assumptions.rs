@@ -22,6 +22,8 @@ pub struct Assumptions {
 pub struct MemoryAssumptions {
     /// Tokens of a block of the cache.
     pub block_tokens: u64,
+    /// What the driver keeps of a GPU's memory for itself.
+    pub driver: Bytes,
     /// What the process has besides its tensors, without communicators.
     pub runtime: Bytes,
     /// Buffers of communicators, where there are several ranks.
@@ -48,8 +50,10 @@ pub struct SpeedAssumptions {
     pub memory: f64,
     /// Of the FLOP/s, what is reached.
     pub compute: f64,
-    /// Of the links' bandwidth, what is reached.
+    /// Of the bandwidth of links inside a node, what is reached.
     pub links: f64,
+    /// Of the bandwidth of the network between nodes, what is reached.
+    pub network: f64,
     /// Time of a layer that moves and computes nothing.
     pub layer: Latency,
     /// Time of a step that does nothing.
@@ -122,8 +126,12 @@ impl Assumptions {
 
     fn check(&self) -> Result<(), AssumptionsError> {
         let Self { memory, speed } = self;
-        let shares =
-            [("speed.memory", speed.memory), ("speed.compute", speed.compute), ("speed.links", speed.links)];
+        let shares = [
+            ("speed.memory", speed.memory),
+            ("speed.compute", speed.compute),
+            ("speed.links", speed.links),
+            ("speed.network", speed.network),
+        ];
         for (key, share) in shares {
             if !(0.01..=1.0).contains(&share) {
                 return Err(AssumptionsError::OutOfRange {
@@ -186,7 +194,7 @@ mod tests {
             ("compute: 0.55", "compute: 1.5", "speed.compute"),
             ("compute: 0.55", "compute: .nan", "speed.compute"),
             ("block_tokens: 16", "block_tokens: 0", "memory.block_tokens"),
-            ("residuals: 4", "residuals: -1", "memory.residuals"),
+            ("residuals: 3", "residuals: -1", "memory.residuals"),
             ("expert_imbalance: 1.2", "expert_imbalance: 0.5", "speed.expert_imbalance"),
         ] {
             assert!(text.contains(from));

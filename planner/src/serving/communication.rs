@@ -36,7 +36,7 @@ pub enum Algorithm {
     OneShot,
     /// Every rank adds up a share that it reads of every other, and all read the shares.
     TwoShot,
-    /// Switches add up.
+    /// Switches add up, and a double binary tree of nodes where there are several.
     InSwitch,
     /// Straight from one rank to another.
     PointToPoint,
@@ -67,29 +67,74 @@ struct Protocol {
     hop: f64,
     network_hop: f64,
     share: f64,
+    network_share: f64,
     /// Whether it takes NVLink or the like.
     direct: bool,
 }
 
 const PROTOCOLS: [Protocol; 3] = [
-    Protocol { start: 1.0, hop: 1.0, network_hop: 1.0, share: 0.25, direct: false },
-    Protocol { start: 2.1, hop: 3.2, network_hop: 1.5, share: 0.92, direct: true },
-    Protocol { start: 1.3, hop: 5.7, network_hop: 5.2, share: 1.0, direct: false },
+    Protocol { start: 1.0, hop: 1.0, network_hop: 1.0, share: 0.25, network_share: 0.25, direct: false },
+    Protocol { start: 2.1, hop: 3.2, network_hop: 1.5, share: 0.92, network_share: 0.92, direct: true },
+    Protocol { start: 1.3, hop: 5.7, network_hop: 5.2, share: 1.0, network_share: 1.0, direct: false },
 ];
 
+/// What NCCL makes of switches that add up: only the protocol that begins last, after what it has as 25 µs, where the quickest has
+/// 6.6 µs for a ring; and 0.85 of the links (`nvlsEfficiency` of Hopper).
+const IN_SWITCH: Protocol =
+    Protocol { start: 3.8, hop: 0.0, network_hop: 5.2, share: 0.85, network_share: 1.0, direct: true };
+
+/// Trees of nodes: later to begin between nodes than rings, and 0.92 of their bandwidth.
+const TREES: [Protocol; 3] = [
+    Protocol { network_hop: 1.85, share: 0.25 * 0.92, network_share: 0.25 * 0.92, ..PROTOCOLS[0] },
+    Protocol { network_hop: 3.15, share: 0.92 * 0.92, network_share: 0.92 * 0.92, ..PROTOCOLS[1] },
+    Protocol { network_hop: 5.2, share: 0.92, network_share: 0.92, ..PROTOCOLS[2] },
+];
+
+/// What is on the way at a time, of all channels: half a MiB of each of 16.
+const ON_THE_WAY_BYTES: f64 = 8.0 * 1024.0 * 1024.0;
+
+/// What a collective does inside nodes, or between them.
+#[derive(Clone, Copy)]
+struct Part {
+    /// One after the other.
+    hops: f64,
+    /// Over the narrowest link.
+    bytes: f64,
+}
+
+impl Protocol {
+    /// Seconds of a collective: `c + hops α + hops_net α_net + t`, where `t` is the longer of `bytes / (share B)` inside nodes and
+    /// `bytes_net / (share B_net)` between them, which go on at the same time. Where `first` is the share of the message that must be
+    /// through the one before the other can begin, that share of the shorter one comes on top.
+    fn seconds(
+        &self,
+        group: &Group,
+        [inside, outside]: [Part; 2],
+        first: f64,
+        assumptions: &Assumptions,
+    ) -> f64 {
+        let speed = &assumptions.speed;
+        let in_nodes = inside.bytes / (group.ring * speed.links * self.share);
+        let in_network = outside.bytes / (group.between * speed.network * self.network_share);
+        seconds(speed.collective) * self.start
+            + inside.hops * group.hop * self.hop
+            + outside.hops * group.network_hop * self.network_hop
+            + in_nodes.max(in_network)
+            + in_nodes.min(in_network) * first
+    }
+}
+
 impl Group {
-    /// Seconds of a collective of NCCL's in which `bytes` bytes go over the narrowest of all links, after so many hops inside nodes
-    /// and between them: `min over protocols (c + hops α + hops_net α_net + bytes / (share B))`.
-    fn quickest(&self, hops: f64, network_hops: f64, bytes: f64, assumptions: &Assumptions) -> f64 {
-        let start = seconds(assumptions.speed.collective);
-        let narrowest = self.ring.min(self.between) * assumptions.speed.links;
-        let of = |protocol: &Protocol| {
-            start * protocol.start
-                + hops * self.hop * protocol.hop
-                + network_hops * self.network_hop * protocol.network_hop
-                + bytes / (narrowest * protocol.share)
-        };
-        PROTOCOLS
+    /// Seconds of a collective of NCCL's in that of some protocols which is quickest.
+    fn quickest(
+        &self,
+        protocols: &[Protocol],
+        parts: [Part; 2],
+        first: f64,
+        assumptions: &Assumptions,
+    ) -> f64 {
+        let of = |protocol: &Protocol| protocol.seconds(self, parts, first, assumptions);
+        protocols
             .iter()
             .filter(|protocol| self.direct || !protocol.direct)
             .map(of)
@@ -127,18 +172,26 @@ pub fn all_reduce(group: Option<&Group>, bytes: f64, assumptions: &Assumptions) 
 /// which is fastest.
 ///
 /// - ring: `2 (n-m)` hops in nodes and `2 (m-1)` between them, `2 (n-1)/n S` bytes over each link;
-/// - tree, over several nodes: `2 (g-1)` and `2 log2(m)` hops, `2 S` bytes;
-/// - in the switch: 2 hops, `(1 + 1/n) S` bytes.
+/// - tree, over several nodes: `2 (g-1)` and `2 log2(m)` hops, `2 S` bytes in a node; between two nodes `S`, between more `2 S`, as a
+///   node has two others below it in one of the two trees, and none in the other;
+/// - in the switch: `(1 + 1/g) S` bytes in a node, and between nodes as in a tree.
 pub fn nccl_all_reduce(group: &Group, bytes: f64, assumptions: &Assumptions) -> CollectiveTime {
     let (n, m) = (f64::from(group.ranks), f64::from(group.nodes.max(1)));
-    let of = |hops, network_hops, bytes| group.quickest(hops, network_hops, bytes, assumptions);
+    let g = group.of_node();
     let mut ways = Vec::with_capacity(3);
     let mut add = |algorithm, seconds| ways.push(CollectiveTime { seconds, algorithm });
-    add(Algorithm::Ring, of(2.0 * (n - m), 2.0 * (m - 1.0), 2.0 * (n - 1.0) / n * bytes));
+    let around = 2.0 * (n - 1.0) / n * bytes;
+    let ring = [Part { hops: 2.0 * (n - m), bytes: around }, Part { hops: 2.0 * (m - 1.0), bytes: around }];
+    add(Algorithm::Ring, group.quickest(&PROTOCOLS, ring, 0.0, assumptions));
+    let first = (ON_THE_WAY_BYTES / bytes).min(1.0);
+    let tree = Part { hops: 2.0 * m.log2().ceil(), bytes: if m > 2.0 { 2.0 * bytes } else { bytes } };
     if m > 1.0 {
-        add(Algorithm::Tree, of(2.0 * (group.of_node() - 1.0), 2.0 * m.log2().ceil(), 2.0 * bytes));
-    } else if group.in_switch {
-        add(Algorithm::InSwitch, of(2.0, 0.0, (1.0 + 1.0 / n) * bytes));
+        let inside = Part { hops: 2.0 * (g - 1.0), bytes: 2.0 * bytes };
+        add(Algorithm::Tree, group.quickest(&TREES, [inside, tree], first, assumptions));
+    }
+    if group.in_switch {
+        let inside = Part { hops: 0.0, bytes: (1.0 + 1.0 / g) * bytes };
+        add(Algorithm::InSwitch, IN_SWITCH.seconds(group, [inside, tree], first, assumptions));
     }
     fastest(&ways)
 }
@@ -148,7 +201,9 @@ pub fn nccl_all_reduce(group: &Group, bytes: f64, assumptions: &Assumptions) -> 
 pub fn all_gather(group: Option<&Group>, bytes: f64, assumptions: &Assumptions) -> CollectiveTime {
     let Some(group) = group else { return NOTHING };
     let (n, m) = (f64::from(group.ranks), f64::from(group.nodes.max(1)));
-    let seconds = group.quickest(n - m, m - 1.0, (n - 1.0) * bytes, assumptions);
+    let around = (n - 1.0) * bytes;
+    let ring = [Part { hops: n - m, bytes: around }, Part { hops: m - 1.0, bytes: around }];
+    let seconds = group.quickest(&PROTOCOLS, ring, 0.0, assumptions);
     CollectiveTime { seconds, algorithm: Algorithm::Ring }
 }
 
@@ -161,7 +216,7 @@ pub fn all_to_all(group: Option<&Group>, bytes: f64, assumptions: &Assumptions) 
     let of_node = group.of_node();
     let inside = bytes * (of_node - 1.0) / n / (group.ring * speed.links);
     let outside =
-        if m > 1.0 { bytes * (n - of_node) / n / (group.between * speed.links / of_node) } else { 0.0 };
+        if m > 1.0 { bytes * (n - of_node) / n / (group.between * speed.network / of_node) } else { 0.0 };
     let hop = if m > 1.0 { group.network_hop } else { group.hop };
     let taken = seconds(speed.collective) + hop + inside.max(outside);
     CollectiveTime { seconds: taken, algorithm: Algorithm::PointToPoint }
@@ -171,9 +226,12 @@ pub fn all_to_all(group: Option<&Group>, bytes: f64, assumptions: &Assumptions) 
 pub fn send(group: Option<&Group>, bytes: f64, assumptions: &Assumptions) -> CollectiveTime {
     let Some(group) = group else { return NOTHING };
     let speed = &assumptions.speed;
-    let (width, hop) =
-        if group.nodes > 1 { (group.between, group.network_hop) } else { (group.ring, group.hop) };
-    let taken = seconds(speed.collective) + hop + bytes / (width * speed.links);
+    let (width, hop) = if group.nodes > 1 {
+        (group.between * speed.network, group.network_hop)
+    } else {
+        (group.ring * speed.links, group.hop)
+    };
+    let taken = seconds(speed.collective) + hop + bytes / width;
     CollectiveTime { seconds: taken, algorithm: Algorithm::PointToPoint }
 }
 

@@ -9,7 +9,7 @@ pub struct MemoryBudget {
     pub stage: usize,
     /// What a GPU has.
     pub total: u64,
-    /// What may not be used: `total × (1 - utilization)`.
+    /// What may not be used: `total - (total - driver) × utilization`.
     pub reserved: u64,
     /// Weights, exactly: the rank's slices, each at a multiple of 256 bytes.
     pub weights: u64,
@@ -55,11 +55,13 @@ impl Deployment {
         let Self { model, layout, machine, workload } = self;
         let memory = &assumptions.memory;
         let total = machine.memory_bytes;
-        let usable = whole(total as f64 * workload.utilization).min(total);
+        let visible = total.saturating_sub(memory.driver.bytes());
+        let usable = whole(visible as f64 * workload.utilization).min(total);
         let ranks = layout.tp * layout.pp;
         let several = ranks > 1 || (layout.expert_parallel && layout.dp > 1);
         let per_token = memory.residuals * model.hidden as f64 + memory.features * stage.features as f64;
-        let of_layers = memory.batched_tokens as f64 * model.activation_bytes as f64 * per_token;
+        let batched = workload.batched_tokens.unwrap_or(memory.batched_tokens);
+        let of_layers = batched as f64 * model.activation_bytes as f64 * per_token;
         let sampled = memory.sampled_sequences.min(workload.concurrency.max(1));
         let of_head = if stage.has_head {
             sampled as f64 * model.vocabulary as f64 * memory.bytes_per_logit

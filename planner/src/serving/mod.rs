@@ -80,7 +80,14 @@ mod tests {
     }
 
     pub(super) fn workload() -> Workload {
-        Workload { context_len: 8192, prompt_len: 1024, concurrency: 64, cache_bits: 16, utilization: 0.9 }
+        Workload {
+            context_len: 8192,
+            prompt_len: 1024,
+            concurrency: 64,
+            cache_bits: 16,
+            utilization: 0.9,
+            batched_tokens: None,
+        }
     }
 
     pub(super) fn deployment() -> Deployment {

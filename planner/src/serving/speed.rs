@@ -75,7 +75,8 @@ impl Deployment {
             decode.iter().copied().max_by(|a, b| a.total().total_cmp(&b.total())).unwrap_or_default();
         let through_all: f64 = decode.iter().map(StepTime::total).sum();
         let seconds_per_token = through_all.max(slowest.total() * at_a_time);
-        let piece = assumptions.memory.batched_tokens.min(workload.prompt_len.max(1));
+        let batched = workload.batched_tokens.unwrap_or(assumptions.memory.batched_tokens);
+        let piece = batched.clamp(1, workload.prompt_len.max(1));
         let pieces = workload.prompt_len.max(1).div_ceil(piece);
         // A later piece looks back on all before it: on half of the prompt, on average.
         let prompt: Vec<f64> = model

@@ -13,4 +13,6 @@ pub struct Workload {
     pub cache_bits: u64,
     /// What share of a GPU's memory may be used.
     pub utilization: f64,
+    /// Tokens of the longest batch of a prefill, where it is not what is assumed.
+    pub batched_tokens: Option<u64>,
 }

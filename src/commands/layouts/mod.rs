@@ -155,6 +155,7 @@ fn engines(args: &cli::Layouts, found: &Found, judged: &Judged, workload: &Workl
         sequences: judged.running,
         utilization: workload.utilization,
         cache_bits: workload.cache_bits,
+        batched_tokens: workload.batched_tokens,
         cast: args.dtype.map(CastDtype::from),
     })
 }
@@ -169,6 +170,7 @@ pub(super) fn default_workload(config: &Config) -> Workload {
         concurrency: CONCURRENCY,
         cache_bits: 16,
         utilization: UTILIZATION,
+        batched_tokens: None,
     }
 }
 
@@ -198,6 +200,7 @@ fn workload(args: &cli::Layouts, config: &Config) -> Result<Workload, Failure> {
             CacheDtype::F32 => 32,
         },
         utilization: args.gpu_memory_utilization,
+        batched_tokens: args.batched_tokens,
     })
 }
 
