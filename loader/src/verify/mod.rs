@@ -315,19 +315,26 @@ fn agree(this: &Verification<'_>, communicator: &mut dyn Communicator) -> Result
     let weights_differ = most.split_off(words.len()) > least.split_off(words.len());
     let of_manifest = least.pop() == most.pop();
     let (of_extent, of_plan) = (least.pop() == most.pop(), least == most);
-    match (of_plan, of_extent, of_manifest) {
+    let verdict = match (of_plan, of_extent, of_manifest) {
         (false, ..) => Err(VerifyError::OtherPlan { rank, digest }),
         (true, false, _) => Err(VerifyError::OtherExtent { rank, full }),
         (true, true, false) => Err(VerifyError::OtherManifest { rank, given }),
         (true, true, true) if weights_differ => {
-            let (first, ranks) = others(own.as_deref(), communicator)?;
-            Err(match given {
-                true => VerifyError::OtherSums { first, ranks },
-                false => VerifyError::OtherContents { first, ranks },
+            others(own.as_deref(), communicator).and_then(|(first, ranks)| {
+                Err(match given {
+                    true => VerifyError::OtherSums { first, ranks },
+                    false => VerifyError::OtherContents { first, ranks },
+                })
             })
         }
         (true, true, true) => Ok(()),
+    };
+    if verdict.is_err() {
+        // All know it once all are here. A rank that ended sooner would be what the others end with, in place of their own finding;
+        // from here on nothing that happens to them matters.
+        drop(communicator.all_reduce(&mut [0], Reduce::Max));
     }
+    verdict
 }
 
 /// Limbs of what a rank says of its weights.
