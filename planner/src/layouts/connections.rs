@@ -141,8 +141,12 @@ impl<'a> Connections<'a> {
         let whole = self.topology.ring(gpus)?;
         let mut nodes: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         gpus.iter().for_each(|gpu| nodes.entry(gpu / per_node).or_default().push(*gpu));
-        let inside = nodes.values().filter_map(|gpus| self.topology.ring(gpus));
-        let inside = inside.reduce(|a, b| if b.bytes_per_second < a.bytes_per_second { b } else { a });
+        let rings: Vec<_> = nodes.values().map(|gpus| self.topology.ring(gpus)).collect();
+        let inside = rings
+            .iter()
+            .flatten()
+            .cloned()
+            .reduce(|a, b| if b.bytes_per_second < a.bytes_per_second { b } else { a });
         let fabric = |kind: EdgeKind| matches!(kind, EdgeKind::Nvlink | EdgeKind::Xgmi);
         // A domain of NVSwitches over several nodes is as good as one node.
         let one = nodes.len() == 1 || fabric(whole.kind);
@@ -152,8 +156,7 @@ impl<'a> Connections<'a> {
             && fabric(whole.kind)
             && pairs().all(|(a, b)| self.topology.widest_path(a, b).is_some_and(|path| fabric(path.kind)));
         // Those of a node among themselves; between nodes there is the network.
-        let within = direct
-            || nodes.values().all(|gpus| self.topology.ring(gpus).is_some_and(|ring| fabric(ring.kind)));
+        let within = direct || rings.iter().all(|ring| ring.as_ref().is_some_and(|ring| fabric(ring.kind)));
         let most = if one { gpus.len() } else { nodes.values().map(Vec::len).max().unwrap_or(0) };
         let has_switch =
             self.topology.vertices().any(|vertex| vertex.kind == VertexKind::Hub(HubKind::Nvswitch));

@@ -82,10 +82,9 @@ impl Library {
                 Known::Fixed { measured: point.value, predicted: bytes as f64 / GIB }
             }
             Kind::KvLayout => {
-                let stages = &of.model.stages;
-                let elements = stages.iter().map(|stage| stage.cache_per_sequence).max().unwrap_or(0);
-                let per_token =
-                    elements as f64 * of.workload.cache_bits as f64 / 8.0 / of.workload.context_len as f64;
+                let budgets = of.budgets(&self.assumptions);
+                let bytes = budgets.iter().map(|budget| budget.bytes_per_sequence).max().unwrap_or(0);
+                let per_token = bytes as f64 / of.workload.context_len as f64;
                 let available = point.available_gib.ok_or("no available_gib")? * GIB;
                 Known::Fixed { measured: point.value, predicted: available / per_token }
             }
