@@ -48,13 +48,12 @@ pub(crate) fn run(args: &Slices, out: &mut dyn Write) -> Result<(), Failure> {
     }
     let tensors = plan
         .rank_tensors(args.rank)?
-        .into_iter()
         .map(|tensor| {
             let boxes = tensor.slice.boxes();
             let held = Held {
                 dtype: tensor.dtype,
                 cast: tensor.cast,
-                shape: tensor.slice.shape,
+                shape: tensor.slice.shape.clone(),
                 boxes,
                 pad_rows: tensor.slice.padding,
             };

@@ -4,7 +4,7 @@ use super::HoldError;
 use crate::{
     device::{DeviceError, DeviceMemory, Place, Strip, Sum},
     fingerprint::{Fingerprint, seed_of},
-    load::{LoadedRank, PlacedTensors, TensorPlace},
+    load::{LoadedRank, PlacedTensors},
     verify::Extent,
 };
 use std::{
@@ -121,19 +121,12 @@ fn held(loaded: &LoadedRank, facts: &Facts) -> Result<HeldRank, HoldError> {
     };
     let memory = loaded.memory();
     let handle = memory.ipc_handle().map_err(on_device)?.ok_or(HoldError::NotShareable { rank })?;
-    let tensors = loaded.tensors().map(|tensor| TensorPlace {
-        name: tensor.name.to_owned(),
-        dtype: tensor.dtype,
-        shape: tensor.shape.to_vec(),
-        offset: tensor.offset,
-        bytes: tensor.bytes,
-    });
     Ok(HeldRank {
         rank,
         bytes: memory.len(),
         handle,
         fingerprint: memory_fingerprint(memory).map_err(on_device)?.to_string(),
-        tensors: Arc::new(PlacedTensors::new(tensors.collect())),
+        tensors: loaded.weights.table(),
         gpu: HeldGpu {
             name: facts.gpu_names.get(&uuid).cloned().unwrap_or_else(|| format!("cuda:{ordinal}")),
             uuid,

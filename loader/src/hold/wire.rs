@@ -3,6 +3,7 @@
 use super::{Document, DocumentError, HeldGpu, HeldRank, PROTOCOL, TensorFlaw};
 use crate::{
     load::{PlacedTensors, TensorPlace},
+    schedule::TensorForm,
     verify::Extent,
 };
 use serde::{Deserialize, Serialize};
@@ -139,11 +140,11 @@ impl Document {
 impl<'a> RawRank<'a> {
     fn of(held: &'a HeldRank) -> Self {
         let tensor = |tensor: &'a TensorPlace| RawTensor {
-            name: (&tensor.name).into(),
-            dtype: tensor.dtype,
-            shape: (&tensor.shape).into(),
+            name: (&*tensor.name).into(),
+            dtype: tensor.held.dtype,
+            shape: (&tensor.held.shape).into(),
             offset: tensor.offset,
-            bytes: tensor.bytes,
+            bytes: tensor.held.bytes,
         };
         Self {
             rank: held.rank,
@@ -210,13 +211,8 @@ impl RawTensor<'_> {
         if let Some(flaw) = flaw {
             return Err((name, flaw));
         }
-        Ok(TensorPlace {
-            name,
-            dtype: self.dtype,
-            shape: self.shape.into_owned(),
-            offset: self.offset,
-            bytes: self.bytes,
-        })
+        let held = TensorForm { dtype: self.dtype, shape: self.shape.into_owned(), bytes: self.bytes };
+        Ok(TensorPlace { name: name.into(), held: Arc::new(held), offset: self.offset })
     }
 }
 

@@ -4,9 +4,11 @@ use super::LoadError;
 use crate::{
     fingerprint::Fingerprint,
     schedule::{Batches, Pass, Place, Schedule},
+    verify::PieceSums,
 };
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -23,10 +25,10 @@ pub(super) struct Arrivals {
 struct State {
     /// Units of each batch that are still to come.
     left: Vec<usize>,
-    /// What was summed up on its way: of each schedule's tensors the sum of each piece.
-    own: Vec<Vec<Vec<Fingerprint>>>,
-    /// What was summed up of the files, by the tensors' numbers in the catalog.
-    expected: Vec<Fingerprint>,
+    /// What was summed up on its way and not taken yet: of each schedule the sums of pieces, by their tensors' places.
+    own: Vec<PieceSums>,
+    /// What was summed up of the files and not taken yet, by the tensors' numbers in the catalog.
+    expected: HashMap<usize, Fingerprint>,
     /// Whether nothing more comes.
     stopped: bool,
 }
@@ -41,14 +43,11 @@ pub(super) struct UnitSums {
 }
 
 impl Arrivals {
-    pub(super) fn new(pass: &Pass<'_>, schedules: &[Schedule], batches: &Batches, tensors: usize) -> Self {
+    pub(super) fn new(pass: &Pass<'_>, schedules: &[Schedule], batches: &Batches) -> Self {
         let mut left = vec![0; batches.count()];
         pass.units.iter().for_each(|unit| left[unit.batch] += 1);
-        let sums = |pieces: usize| vec![Fingerprint::default(); pieces];
-        let of =
-            |schedule: &Schedule| schedule.tensors.iter().map(|tensor| sums(tensor.pieces.len())).collect();
-        let own = schedules.iter().map(of).collect();
-        let state = State { left, own, expected: vec![Fingerprint::default(); tensors], stopped: false };
+        let own = vec![PieceSums::new(); schedules.len()];
+        let state = State { left, own, expected: HashMap::new(), stopped: false };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -56,10 +55,10 @@ impl Arrivals {
     pub(super) fn arrived(&self, batch: usize, sums: UnitSums) {
         let mut state = self.lock();
         for ((place, piece), sum) in sums.own {
-            state.own[place.seat][place.tensor][piece].merge(sum);
+            state.own[place.seat()].entry((place.tensor as usize, piece)).or_default().merge(sum);
         }
         for (id, sum) in sums.expected {
-            state.expected[id].merge(sum);
+            state.expected.entry(id).or_default().merge(sum);
         }
         state.left[batch] -= 1;
         if state.left[batch] == 0 {
@@ -103,19 +102,17 @@ impl Arrivals {
 
     /// Takes the sums of what has arrived for schedule `seat`, which are complete for batches that were waited for: of its tensors
     /// in `places`.
-    pub(super) fn take_own(
-        &self,
-        seat: usize,
-        places: impl Iterator<Item = usize>,
-    ) -> HashMap<usize, Vec<Fingerprint>> {
+    pub(super) fn take_own(&self, seat: usize, places: Range<usize>) -> PieceSums {
         let own = &mut self.lock().own[seat];
-        places.map(|place| (place, std::mem::take(&mut own[place]))).collect()
+        let mut taken = own.split_off(&(places.start, 0));
+        own.append(&mut taken.split_off(&(places.end, 0)));
+        taken
     }
 
-    /// The sums of the files so far.
-    pub(super) fn expected(&self, ids: impl Iterator<Item = usize>) -> Vec<(usize, Fingerprint)> {
-        let state = self.lock();
-        ids.map(|id| (id, state.expected[id])).collect()
+    /// Takes the sums of the files of batches that were waited for.
+    pub(super) fn take_expected(&self, ids: impl Iterator<Item = usize>) -> HashMap<usize, Fingerprint> {
+        let mut state = self.lock();
+        ids.filter_map(|id| state.expected.remove_entry(&id)).collect()
     }
 
     /// A thread that panicked left sums that are too small, which verification finds.

@@ -236,7 +236,7 @@ impl Lanes<'_> {
         let summed = self.chosen.get(tensor.id) == Some(&true);
         let seed = tensor.seed;
         if summed {
-            for run in &tensor.answered {
+            for run in self.pass.answered(tensor) {
                 let run = run.start.max(at)..run.end.min(end);
                 if !run.is_empty() {
                     let bytes = part(piece, at, &run).ok_or_else(out_of_range)?;
@@ -246,17 +246,19 @@ impl Lanes<'_> {
                 }
             }
         }
-        for &place in &tensor.places {
-            let Some((filling, window)) = open.fillings.get_mut(place.seat).and_then(Option::as_mut) else {
+        for &place in self.pass.places(tensor) {
+            let seat = place.seat();
+            let Some((filling, window)) = open.fillings.get_mut(seat).and_then(Option::as_mut) else {
                 continue;
             };
-            let in_place = self.memories[place.seat].1.is_filled_in_place();
+            let in_place = self.memories[seat].1.is_filled_in_place();
             let into = filling.bytes();
-            let flip = self.flip.filter(|(seat, _)| *seat == place.seat).map(|(_, byte)| byte);
+            let flip = self.flip.filter(|(of, _)| *of == seat).map(|(_, byte)| byte);
             let mut copied = 0;
-            for (number, boxed) in self.pass.placed(place).pieces.iter().enumerate() {
+            let placed = self.pass.placed(place);
+            for (number, boxed) in placed.pieces().iter().enumerate() {
                 let (mut own, mut answer) = (Fingerprint::default(), Fingerprint::default());
-                for rows in Pass::rows(boxed, at..end) {
+                for rows in placed.rows_out_of(boxed, at..end) {
                     copied += rows.bytes();
                     for run in Runs::of(rows) {
                         let from = part(piece, at, &run.from).ok_or_else(out_of_range)?;
@@ -296,7 +298,7 @@ impl Lanes<'_> {
                     open.sums.expected.entry(tensor.id).or_default().merge(answer);
                 }
             }
-            self.progress.add(self.memories[place.seat].0, copied);
+            self.progress.add(self.memories[seat].0, copied);
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ mod weights;
 pub use error::LoadError;
 pub use rank::LoadedRank;
 pub use ready::{OnReady, Ready};
+use table::Names;
 pub use table::{PlacedTensors, TensorPlace};
 pub use weights::{LoadedTensor, RankWeights};
 
@@ -159,8 +160,8 @@ pub fn load(
     let windows: Vec<u64> = seated.iter().map(|seated| seated.memory.window_bytes()).collect();
     let neighbours = seated.first().map(|seated| seated.neighbours.clone()).unwrap_or_default();
     let pass = Pass::new(schedules, &windows, batches, (catalog, casts), answers);
-    let pass = pass.beside(&neighbours, batches, world);
-    let arrivals = Arrivals::new(&pass, schedules, batches, catalog.tensors().len());
+    let pass = pass.beside(&neighbours);
+    let arrivals = Arrivals::new(&pass, schedules, batches);
     let outcomes = std::thread::scope(|scope| {
         let mut memories = Vec::new();
         let mut ranks = Vec::new();
@@ -228,9 +229,15 @@ pub fn load(
     });
     let done = first_error(outcomes)?;
     let too_large: Vec<String> = tensors.too_large().into_iter().map(str::to_owned).collect();
-    // Nothing failed, so everything arrived.
-    let loaded = |(seated, done): (Seated<'_>, Option<seats::Done>)| Some(seated.loaded(done?, &too_large));
-    Ok(seated.into_iter().zip(done).filter_map(loaded).collect())
+    drop((pass, arrivals));
+    let memories: Vec<_> = seated.into_iter().map(|seated| seated.memory).collect();
+    let mut names = Names::new(catalog);
+    // Nothing failed, so everything arrived. Each schedule goes before the next table comes.
+    let loaded = |((schedule, memory), done): ((Schedule, _), Option<seats::Done>)| {
+        let rank = schedule.rank;
+        Some(done?.loaded(rank, memory, names.table(schedule), &too_large))
+    };
+    Ok(prepared.schedules.into_iter().zip(memories).zip(done).filter_map(loaded).collect())
 }
 
 /// Readies the devices of all ranks.
@@ -341,8 +348,8 @@ impl Prepared {
 /// The first byte of the rank's largest tensor, and which of the schedules is the rank's.
 fn byte_to_flip(schedules: &[Schedule], rank: u32) -> Option<(usize, u64)> {
     let (seat, schedule) = schedules.iter().enumerate().find(|(_, schedule)| schedule.rank == rank)?;
-    let largest = schedule.tensors.iter().max_by_key(|tensor| tensor.bytes)?;
-    let first = largest.pieces.iter().flat_map(|piece| &piece.rows).map(|rows| rows.to).min()?;
+    let largest = schedule.tensors.iter().max_by_key(|tensor| tensor.held().bytes)?;
+    let first = largest.all_rows().map(|rows| rows.to).min()?;
     Some((seat, first))
 }
 

@@ -1,13 +1,12 @@
 //! The ranks of a process: what each does beside the threads that read for all of them.
 
 use super::{
-    FiguresOfRanks, LoadError, LoadFigures, LoadOptions, LoadedRank, RankWeights, Ready, Seat, TensorPlace,
-    arrivals::Arrivals, caught, host::Hosts,
+    FiguresOfRanks, LoadError, LoadFigures, LoadOptions, LoadedRank, LoadedTensor, PlacedTensors,
+    RankWeights, Ready, Seat, arrivals::Arrivals, caught, host::Hosts,
 };
 use crate::{
     collective::{CollectiveError, Communicator, Lifeline, Reduce},
     device::DeviceMemory,
-    fingerprint::Fingerprint,
     numa::NumaNodes,
     schedule::{Batches, Schedule},
     tensors::Tensors,
@@ -91,11 +90,19 @@ impl<'a> Seated<'a> {
         let lifeline = communicator.as_deref().map(Communicator::lifeline);
         Ok(Self { schedule, memory: memory.into(), communicator, lifeline, neighbours, numa_node, begin })
     }
+}
 
-    /// Its weights, when all is done.
-    pub(super) fn loaded(self, done: Done, too_large: &[String]) -> LoadedRank {
-        let weights = RankWeights::new(self.schedule.rank, Arc::new(self.schedule.into()), self.memory);
-        LoadedRank::new(weights, done.of_all_ranks, done.verified, too_large.to_vec())
+impl Done {
+    /// The weights of `rank`, when all is done.
+    pub(super) fn loaded(
+        self,
+        rank: u32,
+        memory: Arc<dyn DeviceMemory>,
+        table: PlacedTensors,
+        too_large: &[String],
+    ) -> LoadedRank {
+        let weights = RankWeights::new(rank, Arc::new(table), memory);
+        LoadedRank::new(weights, self.of_all_ranks, self.verified, too_large.to_vec())
     }
 }
 
@@ -156,6 +163,7 @@ impl Job<'_> {
             plan: self.plan,
             catalog: self.tensors.catalog(),
             schedule,
+            batches: self.batches,
             memory,
             tensors: self.tensors,
             chosen: self.chosen,
@@ -172,10 +180,7 @@ impl Job<'_> {
             verifier = Some(Verifier::new(&this, communicator).map_err(not_verified)?);
         }
 
-        let held: HashMap<usize, usize> =
-            schedule.tensors.iter().enumerate().map(|(at, tensor)| (tensor.id, at)).collect();
-        let tensors: Vec<TensorPlace> = schedule.tensors.iter().map(TensorPlace::from).collect();
-        let mut expected = vec![Fingerprint::default(); self.tensors.catalog().tensors().len()];
+        let entries = self.tensors.catalog().tensors();
         let mut load = begin.elapsed();
         let (last, mut since) = (self.batches.count().saturating_sub(1), Instant::now());
         for number in 0..self.batches.count() {
@@ -183,7 +188,7 @@ impl Job<'_> {
                 return Ok(None);
             }
             let ids = || self.batches.tensors(number);
-            let places = || ids().filter_map(|id| held.get(&id).copied());
+            let places = self.batches.of_schedule(number, schedule);
             if number == last || (verifier.is_none() && self.options.on_ready.is_wanted()) {
                 memory.finish().map_err(|source| LoadError::Device { rank, source })?;
             }
@@ -193,27 +198,33 @@ impl Job<'_> {
             let mut wrong = Vec::new();
             if let Some(verifier) = &mut verifier {
                 let _span = tracer.span(&track, "verify");
-                let own = arrivals.take_own(seat, places());
+                let own = arrivals.take_own(seat, places.clone());
                 let arrived =
                     if memory.is_filled_in_place() { Arrived::Summed(&own) } else { Arrived::OnDevice };
-                match &self.options.manifest {
+                let expected = match &self.options.manifest {
                     Some(manifest) if traced.is_some() => {
                         let brings = rank == 0;
-                        ids().filter(|_| brings).for_each(|id| expected[id] = manifest.of_tensor(id));
+                        ids().filter(|_| brings).map(|id| (id, manifest.of_tensor(id))).collect()
                     }
                     // One rank of a process brings what the process has summed up of the files.
-                    _ if seat == 0 => {
-                        arrivals.expected(ids()).into_iter().for_each(|(id, sum)| expected[id] = sum);
-                    }
-                    _ => {}
-                }
+                    _ if seat == 0 => arrivals.take_expected(ids()),
+                    _ => HashMap::new(),
+                };
                 let communicator = traced.as_mut().map(|traced| traced as &mut dyn Communicator);
-                let found = verifier.batch(ids(), &arrived, &expected, communicator).map_err(not_verified)?;
+                let found =
+                    verifier.batch(number, &arrived, &expected, communicator).map_err(not_verified)?;
                 wrong.extend(found.iter().map(|mismatch| mismatch.tensor.clone()));
             }
             if self.options.on_ready.is_wanted() {
                 let address = memory.place().address();
-                let all = places().map(|place| tensors[place].at(address));
+                let all = schedule.tensors[places].iter().map(|placed| LoadedTensor {
+                    name: &entries[placed.id].name,
+                    dtype: placed.held().dtype,
+                    shape: &placed.held().shape,
+                    address: address + placed.offset,
+                    offset: placed.offset,
+                    bytes: placed.held().bytes,
+                });
                 let tensors = all.filter(|tensor| !wrong.iter().any(|wrong| wrong == tensor.name)).collect();
                 let verified = verifier.is_some();
                 self.options.on_ready.tell(Ready { rank, tensors, memory, verified });

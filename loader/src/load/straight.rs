@@ -8,7 +8,7 @@ use super::{
 use crate::{
     device::Block,
     fingerprint::Fingerprint,
-    schedule::{Answers, Pass, Place, Rows, Unit},
+    schedule::{Answers, Place, Rows, Unit},
     source::SourceError,
     trace::Track,
 };
@@ -25,12 +25,11 @@ impl Lanes<'_> {
             let mut sums = UnitSums::default();
             for span in &unit.spans {
                 let tensor = &self.pass.tensors[span.tensor];
-                for &place in &tensor.places {
-                    let pieces = &self.pass.placed(place).pieces;
-                    for rows in pieces.iter().flat_map(|piece| Pass::rows(piece, span.bytes.clone())) {
+                for &place in self.pass.places(tensor) {
+                    for rows in self.pass.placed(place).all_rows_out_of(span.bytes.clone()) {
                         (self.step)()?;
                         self.rows(place, tensor.id, rows, track)?;
-                        self.progress.add(self.memories[place.seat].0, rows.bytes());
+                        self.progress.add(self.memories[place.seat()].0, rows.bytes());
                     }
                 }
             }
@@ -52,10 +51,11 @@ impl Lanes<'_> {
             if self.chosen.get(tensor.id) != Some(&true) {
                 continue;
             }
-            let mut runs: Vec<Range<u64>> = tensor.answered.clone();
+            let mut runs: Vec<Range<u64>> = self.pass.answered(tensor);
             if self.answers == Answers::ForItself {
-                let pieces = tensor.places.iter().flat_map(|&place| &self.pass.placed(place).pieces);
-                let rows = pieces.flat_map(|piece| Pass::rows(piece, span.bytes.clone()));
+                let places = self.pass.places(tensor).iter();
+                let rows =
+                    places.flat_map(|&place| self.pass.placed(place).all_rows_out_of(span.bytes.clone()));
                 runs = rows.flat_map(Runs::of).map(|run| run.from).collect();
             }
             for run in runs {
@@ -70,13 +70,13 @@ impl Lanes<'_> {
 
     /// Copies rows straight from where the source has them, or through the memory's staging where that does not go.
     fn rows(&self, place: Place, tensor: usize, rows: Rows, track: &Track) -> Result<(), LoadError> {
-        let (rank, memory) = self.memories[place.seat];
+        let (rank, memory) = self.memories[place.seat()];
         let on_device = |source| LoadError::Device { rank, source };
         let run = rows.from..rows.from.saturating_add(rows.span());
         let out_of_range = || self.tensors.out_of_range(tensor, run.clone());
         let least = memory.least_mapped_bytes().unwrap_or(usize::MAX);
         let flipped = self.flip.is_some_and(|(seat, byte)| {
-            seat == place.seat && (rows.to..rows.to + rows.to_stride * rows.runs).contains(&byte)
+            seat == place.seat() && (rows.to..rows.to + rows.to_stride * rows.runs).contains(&byte)
         });
         let Some(bytes) = self.tensors.mapped(tensor, run.clone())?.filter(|_| !flipped) else {
             return self.staged(place, tensor, rows, track);
@@ -115,7 +115,7 @@ impl Lanes<'_> {
 
     /// Copies rows through the memory's staging.
     fn staged(&self, place: Place, tensor: usize, rows: Rows, track: &Track) -> Result<(), LoadError> {
-        let (rank, memory) = self.memories[place.seat];
+        let (rank, memory) = self.memories[place.seat()];
         let on_device = |source| LoadError::Device { rank, source };
         // Rows that lie one after the other go in one piece.
         let together = rows.runs == 1 || rows.to_stride == rows.run_bytes;
@@ -144,7 +144,7 @@ impl Lanes<'_> {
                 }
             }
             if let Some((seat, byte)) = self.flip
-                && seat == place.seat
+                && seat == place.seat()
                 && let Some(byte) =
                     byte.checked_sub(part.to).and_then(|at| into.get_mut(usize::try_from(at).ok()?))
             {

@@ -1,36 +1,34 @@
 //! Which tensor lies where in a rank's memory.
 
-use crate::schedule::{PlacedTensor, Schedule};
-use shardwright_planner::checkpoint::Dtype;
+use crate::schedule::{PlacedTensor, Schedule, TensorForm};
+use shardwright_planner::checkpoint::Catalog;
+use std::{collections::HashMap, sync::Arc};
 
 /// Where one tensor's slice lies in a rank's memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorPlace {
     /// Its name.
-    pub name: String,
-    /// Its dtype.
-    pub dtype: Dtype,
-    /// What the rank holds, padding included, in elements.
-    pub shape: Vec<u64>,
+    pub name: Arc<str>,
+    /// What the rank holds of it.
+    pub held: Arc<TensorForm>,
     /// First byte in the rank's memory.
     pub offset: u64,
-    /// Bytes in the rank's memory, padding included.
-    pub bytes: u64,
 }
 
-/// The tensors of a rank, found by name. All that outlives loading of its schedule.
+/// The tensors of a rank, found by name. All that outlives loading of its schedule. Ranks share names, and tensors what they have in
+/// common: there may be 100,000 of each rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacedTensors {
     all: Vec<TensorPlace>,
     /// Numbers of `all` in the order of their names: a map would hold every name twice, and there may be 100,000.
-    by_name: Vec<usize>,
+    by_name: Vec<u32>,
 }
 
 impl PlacedTensors {
     /// A table of `all`, which stay in their order.
     pub(crate) fn new(all: Vec<TensorPlace>) -> Self {
-        let mut by_name: Vec<usize> = (0..all.len()).collect();
-        by_name.sort_by(|&a, &b| all[a].name.cmp(&all[b].name));
+        let mut by_name: Vec<u32> = (0u32..).zip(&all).map(|(at, _)| at).collect();
+        by_name.sort_by(|&a, &b| all[a as usize].name.cmp(&all[b as usize].name));
         Self { all, by_name }
     }
 
@@ -41,26 +39,35 @@ impl PlacedTensors {
 
     /// The one called `name`.
     pub fn named(&self, name: &str) -> Option<&TensorPlace> {
-        let at = self.by_name.binary_search_by(|&at| self.all[at].name.as_str().cmp(name)).ok()?;
-        self.all.get(self.by_name[at])
+        let at = self.by_name.binary_search_by(|&at| (*self.all[at as usize].name).cmp(name)).ok()?;
+        self.all.get(self.by_name[at] as usize)
     }
 
     /// A name that stands twice, for who made the table of something that may be wrong.
     pub(crate) fn repeated(&self) -> Option<&str> {
-        let names = |at: usize| self.all[at].name.as_str();
+        let names = |at: u32| &*self.all[at as usize].name;
         self.by_name.windows(2).find(|pair| names(pair[0]) == names(pair[1])).map(|pair| names(pair[0]))
     }
 }
 
-impl From<&Schedule> for PlacedTensors {
-    fn from(schedule: &Schedule) -> Self {
-        Self::new(schedule.tensors.iter().map(TensorPlace::from).collect())
-    }
+/// The names of tensors, each once for all ranks of a process.
+pub(super) struct Names<'a> {
+    catalog: &'a Catalog,
+    known: HashMap<usize, Arc<str>>,
 }
 
-impl From<&PlacedTensor> for TensorPlace {
-    fn from(tensor: &PlacedTensor) -> Self {
-        let PlacedTensor { name, dtype, shape, offset, bytes, .. } = tensor;
-        Self { name: name.clone(), dtype: *dtype, shape: shape.clone(), offset: *offset, bytes: *bytes }
+impl<'a> Names<'a> {
+    pub(super) fn new(catalog: &'a Catalog) -> Self {
+        Self { catalog, known: HashMap::new() }
+    }
+
+    /// The table of what was loaded by `schedule`.
+    pub(super) fn table(&mut self, schedule: Schedule) -> PlacedTensors {
+        let entries = self.catalog.tensors();
+        let place = |tensor: PlacedTensor| {
+            let name = self.known.entry(tensor.id).or_insert_with(|| entries[tensor.id].name.as_str().into());
+            TensorPlace { name: Arc::clone(name), held: Arc::clone(&tensor.form.held), offset: tensor.offset }
+        };
+        PlacedTensors::new(schedule.tensors.into_iter().map(place).collect())
     }
 }

@@ -62,6 +62,11 @@ impl RankWeights {
         Self { _kept_by: Some(owner), ..self }
     }
 
+    /// What lies where in it.
+    pub(crate) fn table(&self) -> Arc<PlacedTensors> {
+        Arc::clone(&self.tensors)
+    }
+
     /// The memory all tensors lie in.
     pub fn memory(&self) -> &dyn DeviceMemory {
         self.memory.as_ref()
@@ -90,11 +95,11 @@ impl TensorPlace {
     pub(super) fn at(&self, start: u64) -> LoadedTensor<'_> {
         LoadedTensor {
             name: &self.name,
-            dtype: self.dtype,
-            shape: &self.shape,
+            dtype: self.held.dtype,
+            shape: &self.held.shape,
             address: start + self.offset,
             offset: self.offset,
-            bytes: self.bytes,
+            bytes: self.held.bytes,
         }
     }
 }

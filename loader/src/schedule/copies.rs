@@ -2,12 +2,13 @@
 
 use super::rows::Rows;
 use shardwright_planner::{
-    checkpoint::{Catalog, Dtype, TensorEntry},
+    checkpoint::{Catalog, Dtype},
     cost::placed_bytes,
     partition::{Slice, TensorBox},
-    plan::{Plan, PlanError, RankTensor, Turn},
+    plan::{Plan, PlanError, RankTensor},
     quote::quote,
 };
+use std::{ops::Range, sync::Arc};
 
 /// Everything one rank has to copy, and where it goes.
 #[derive(Debug)]
@@ -20,33 +21,43 @@ pub struct Schedule {
     pub tensors: Vec<PlacedTensor>,
 }
 
-/// One tensor's slice in a rank's memory.
-#[derive(Debug)]
+/// One tensor's slice in a rank's memory. There may be 100,000 for each rank, so it is small.
+#[derive(Debug, Clone)]
 pub struct PlacedTensor {
-    /// Its name.
-    pub name: String,
     /// Its number in the catalog, the same on all ranks.
     pub id: usize,
-    /// When its turn is.
-    pub turn: Turn,
-    /// Its dtype, as it is loaded.
-    pub dtype: Dtype,
-    /// What the rank holds, padding included.
-    pub shape: Vec<u64>,
     /// First byte in the rank's memory.
     pub offset: u64,
-    /// Bytes in the rank's memory, padding included.
-    pub bytes: u64,
+    /// What it has in common with others of its group.
+    pub form: Arc<SliceForm>,
+}
+
+/// The slices that one rank holds of tensors that are partitioned alike. Places in memory are counted from a slice's first byte.
+#[derive(Debug, Clone)]
+pub struct SliceForm {
+    /// What the rank holds of each.
+    pub held: Arc<TensorForm>,
     /// What is copied into it.
     pub pieces: Vec<ScheduledPiece>,
     /// The rows of zeros in it that exist in no file, if there are any.
     pub padding: Option<Padding>,
 }
 
-/// Rows of zeros in a rank's memory.
+/// What a rank holds of a tensor, padding included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorForm {
+    /// Its dtype, as it is loaded.
+    pub dtype: Dtype,
+    /// Its shape, in elements.
+    pub shape: Vec<u64>,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
+/// Rows of zeros in a slice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Padding {
-    /// First byte, counted from the beginning of the rank's memory.
+    /// First byte, counted from the slice's.
     pub at: u64,
     /// Bytes from the beginning of one run to the next.
     pub stride: u64,
@@ -57,7 +68,7 @@ pub struct Padding {
 }
 
 /// One box of a tensor's slice.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ScheduledPiece {
     /// Which box of the whole tensor.
     pub region: TensorBox,
@@ -65,7 +76,7 @@ pub struct ScheduledPiece {
     pub replica: u32,
     /// How many ranks hold this very box.
     pub replicas: u32,
-    /// Its bytes.
+    /// Its bytes. They go to places in the slice.
     pub rows: Vec<Rows>,
 }
 
@@ -113,32 +124,45 @@ impl Schedule {
         if rank >= world {
             return Err(ScheduleError::NoSuchRank { rank, world });
         }
+        let entries = catalog.tensors();
         let mut found = Vec::new();
+        // The tensors of a group come one after the other.
+        let mut last: Option<(RankTensor<'_>, Arc<SliceForm>)> = None;
         for tensor in plan.rank_tensors(rank)? {
-            let place = catalog.tensors().binary_search_by(|entry| entry.name.as_str().cmp(&tensor.name));
+            let place = entries.binary_search_by(|entry| entry.name.as_str().cmp(&tensor.name));
             let Ok(id) = place else { return Err(ScheduleError::NotThere { name: tensor.name }) };
-            let entry = &catalog.tensors()[id];
-            if entry.dtype != tensor.dtype || entry.shape != tensor.shape {
+            if entries[id].dtype != tensor.dtype || entries[id].shape != tensor.shape {
                 return Err(ScheduleError::Differs { name: tensor.name });
             }
-            found.push((id, entry, tensor));
+            let like = last.take_if(|(last, _)| {
+                Arc::ptr_eq(&last.slice, &tensor.slice)
+                    && (last.copy, last.copies) == (tensor.copy, tensor.copies)
+            });
+            let form = match like {
+                Some((_, form)) => form,
+                None => Arc::new(SliceForm::new(&tensor)?),
+            };
+            found.push((tensor.turn, PlacedTensor { id, offset: 0, form: Arc::clone(&form) }));
+            last = Some((tensor, form));
         }
-        found.sort_by_key(|(_, entry, tensor)| (tensor.turn, entry.file, entry.bytes));
+        found.sort_by_key(|(turn, tensor)| {
+            let entry = &entries[tensor.id];
+            (*turn, entry.file, entry.bytes, tensor.id)
+        });
 
         let mut offset = 0u64;
         let mut tensors = Vec::with_capacity(found.len());
-        for (id, entry, tensor) in found {
-            let placed = place_tensor(id, entry, tensor, offset)?;
-            offset =
-                offset.checked_add(placed_bytes(placed.bytes)).ok_or(ScheduleError::TooLarge { rank })?;
-            tensors.push(placed);
+        for (_, tensor) in found {
+            let after = offset.checked_add(placed_bytes(tensor.held().bytes));
+            tensors.push(PlacedTensor { offset, ..tensor });
+            offset = after.ok_or(ScheduleError::TooLarge { rank })?;
         }
         Ok(Self { rank, memory_bytes: offset, tensors })
     }
 
     /// Bytes that are read from files.
     pub fn copied_bytes(&self) -> u64 {
-        self.tensors.iter().flat_map(|tensor| &tensor.pieces).map(ScheduledPiece::bytes).sum()
+        self.tensors.iter().flat_map(PlacedTensor::pieces).map(ScheduledPiece::bytes).sum()
     }
 }
 
@@ -149,46 +173,67 @@ impl ScheduledPiece {
     }
 }
 
-fn place_tensor(
-    id: usize,
-    entry: &TensorEntry,
-    tensor: RankTensor,
-    offset: u64,
-) -> Result<PlacedTensor, ScheduleError> {
-    let RankTensor { name, dtype, cast, turn, slice, copy, copies, .. } = tensor;
-    let dtype = cast.map_or(dtype, Dtype::from);
-    let bits = dtype.bitsize() as u64;
-    let mut pieces = Vec::with_capacity(slice.pieces.len());
-    // Where the next box begins along the split dimension of the slice.
-    let mut row = 0;
-    for piece in &slice.pieces {
-        let rows = rows_of(&piece.region, &entry.shape, &slice.shape, slice.dim, row, offset, bits);
-        let Some(rows) = rows else { return Err(ScheduleError::Differs { name }) };
-        pieces.push(ScheduledPiece {
-            replica: copy * piece.replicas + piece.replica,
-            replicas: copies * piece.replicas,
-            region: piece.region.clone(),
-            rows,
-        });
-        row += piece.region.shape().get(slice.dim).copied().unwrap_or(0);
+impl PlacedTensor {
+    /// What the rank holds of it.
+    pub fn held(&self) -> &TensorForm {
+        &self.form.held
     }
-    let Some(padding) = padding_of(&slice, offset, bits) else { return Err(ScheduleError::Differs { name }) };
-    Ok(PlacedTensor {
-        name,
-        id,
-        turn,
-        dtype,
-        bytes: slice.elements() * bits / 8,
-        shape: slice.shape,
-        offset,
-        pieces,
-        padding,
-    })
+
+    /// What is copied into it; places in memory are counted from its first byte.
+    pub fn pieces(&self) -> &[ScheduledPiece] {
+        &self.form.pieces
+    }
+
+    /// The rows of one of its pieces, as they lie in the rank's memory.
+    pub fn rows(&self, piece: &ScheduledPiece) -> impl Iterator<Item = Rows> {
+        let offset = self.offset;
+        piece.rows.iter().map(move |rows| Rows { to: offset + rows.to, ..*rows })
+    }
+
+    /// The same, of all pieces.
+    pub fn all_rows(&self) -> impl Iterator<Item = Rows> {
+        self.pieces().iter().flat_map(|piece| self.rows(piece))
+    }
+
+    /// What comes from these bytes of the tensor, as it lies in the rank's memory: of one piece.
+    pub fn rows_out_of(&self, piece: &ScheduledPiece, bytes: Range<u64>) -> impl Iterator<Item = Rows> {
+        self.rows(piece).flat_map(move |rows| rows.out_of(bytes.start, bytes.end))
+    }
+
+    /// The same, of all pieces.
+    pub fn all_rows_out_of(&self, bytes: Range<u64>) -> impl Iterator<Item = Rows> {
+        self.pieces().iter().flat_map(move |piece| self.rows_out_of(piece, bytes.clone()))
+    }
+}
+
+impl SliceForm {
+    fn new(tensor: &RankTensor<'_>) -> Result<Self, ScheduleError> {
+        let RankTensor { dtype, cast, slice, copy, copies, .. } = tensor;
+        let differs = || ScheduleError::Differs { name: tensor.name.clone() };
+        let dtype = cast.map_or(*dtype, Dtype::from);
+        let bits = dtype.bitsize() as u64;
+        let mut pieces = Vec::with_capacity(slice.pieces.len());
+        // Where the next box begins along the split dimension of the slice.
+        let mut row = 0;
+        for piece in &slice.pieces {
+            let rows = rows_of(&piece.region, tensor.shape, &slice.shape, slice.dim, row, bits);
+            pieces.push(ScheduledPiece {
+                replica: copy * piece.replicas + piece.replica,
+                replicas: copies * piece.replicas,
+                region: piece.region.clone(),
+                rows: rows.ok_or_else(differs)?,
+            });
+            row += piece.region.shape().get(slice.dim).copied().unwrap_or(0);
+        }
+        let padding = padding_of(slice, bits).ok_or_else(differs)?;
+        let held = TensorForm { dtype, shape: slice.shape.clone(), bytes: slice.elements() * bits / 8 };
+        Ok(Self { held: Arc::new(held), pieces, padding })
+    }
 }
 
 /// Where the padding of a slice lies, if it has one: the last rows of its split dimension. `None` when a row of it does not begin
 /// or end on a whole byte.
-fn padding_of(slice: &Slice, offset: u64, bits: u64) -> Option<Option<Padding>> {
+fn padding_of(slice: &Slice, bits: u64) -> Option<Option<Padding>> {
     if slice.padding == 0 {
         return Some(None);
     }
@@ -197,7 +242,7 @@ fn padding_of(slice: &Slice, offset: u64, bits: u64) -> Option<Option<Padding>> 
     let row_bits = inner.iter().product::<u64>().checked_mul(bits).filter(|bits| bits % 8 == 0)?;
     let row_bytes = row_bits / 8;
     let padding = Padding {
-        at: offset + (rows - slice.padding) * row_bytes,
+        at: (rows - slice.padding) * row_bytes,
         stride: rows * row_bytes,
         run_bytes: slice.padding * row_bytes,
         runs: outer.iter().product(),
@@ -216,7 +261,6 @@ fn rows_of(
     slice_shape: &[u64],
     dim: usize,
     row: u64,
-    offset: u64,
     bits: u64,
 ) -> Option<Vec<Rows>> {
     if region.elements() == 0 {
@@ -241,7 +285,7 @@ fn rows_of(
     let mut first = Rows {
         from: bytes(run.from)?,
         from_stride: run_bytes,
-        to: offset + bytes(run.to)?,
+        to: bytes(run.to)?,
         to_stride: run_bytes,
         run_bytes,
         runs: 1,

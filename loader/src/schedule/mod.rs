@@ -10,6 +10,6 @@ mod pass;
 mod rows;
 
 pub use batches::Batches;
-pub use copies::{Padding, PlacedTensor, Schedule, ScheduleError, ScheduledPiece};
+pub use copies::{Padding, PlacedTensor, Schedule, ScheduleError, ScheduledPiece, SliceForm, TensorForm};
 pub use pass::{Answers, Pass, PassTensor, Place, Span, Unit};
 pub use rows::Rows;

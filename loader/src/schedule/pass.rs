@@ -4,7 +4,7 @@
 //! fills one run of memory without holes, because a rank's tensors, and the rows of each, lie in memory in the order in which
 //! they are read.
 
-use super::{Batches, PlacedTensor, Rows, Schedule, ScheduledPiece};
+use super::{Batches, PlacedTensor, Rows, Schedule};
 use crate::{cast::Casts, fingerprint::seed_of};
 use shardwright_planner::checkpoint::Catalog;
 use std::ops::Range;
@@ -45,43 +45,46 @@ pub enum Answers {
 #[derive(Debug)]
 pub struct Pass<'a> {
     schedules: &'a [Schedule],
+    batches: &'a Batches,
     /// The ranks that share this host, where some of them are in other processes.
-    neighbours: Option<&'a [u32]>,
+    neighbours: &'a [u32],
     grain: Grain,
-    /// Whether all ranks sum up shares of the files, whatever they hold.
-    sums_with_others: bool,
+    answers: Answers,
     /// The tensors that are read, in order.
     pub tensors: Vec<PassTensor>,
+    /// Where ranks hold them, tensor by tensor.
+    places: Vec<Place>,
     /// What is read together, in order. None is of two batches.
     pub units: Vec<Unit>,
 }
 
-/// A tensor that ranks of the process want bytes of.
+/// A tensor that ranks of the process want bytes of. There may be 100,000.
 #[derive(Debug)]
 pub struct PassTensor {
     /// Its number in the catalog.
     pub id: usize,
     /// The seed of its fingerprint.
     pub seed: u64,
-    /// Its batch.
-    pub batch: usize,
     /// Its bytes, as it is loaded.
     pub len: u64,
-    /// The runs of them that the process sums up, in order.
-    pub answered: Vec<Range<u64>>,
-    /// Where ranks hold it.
-    pub places: Vec<Place>,
-    /// Which of the processes of this host that hold any of it this one is, and how many those are; 0 and 1 where it is alone.
-    turn: (u64, u64),
+    /// Where ranks hold it: which of [`Pass::places`].
+    places: Range<usize>,
 }
 
 /// A tensor of one of the schedules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Place {
     /// Which of the schedules.
-    pub seat: usize,
+    pub seat: u32,
     /// Which of its tensors.
-    pub tensor: usize,
+    pub tensor: u32,
+}
+
+impl Place {
+    /// Which of the schedules.
+    pub fn seat(self) -> usize {
+        self.seat as usize
+    }
 }
 
 /// What is read together.
@@ -90,9 +93,9 @@ pub struct Unit {
     /// Its batch.
     pub batch: usize,
     /// The bytes that it is over, in order.
-    pub spans: Vec<Span>,
+    pub spans: Box<[Span]>,
     /// The run of each rank's memory that it fills, by schedule; empty where there is none.
-    pub windows: Vec<Range<u64>>,
+    pub windows: Box<[Range<u64>]>,
 }
 
 /// A run of a tensor.
@@ -109,38 +112,94 @@ impl<'a> Pass<'a> {
     pub fn new(
         schedules: &'a [Schedule],
         window_bytes: &[u64],
-        batches: &Batches,
+        batches: &'a Batches,
         (catalog, casts): (&Catalog, &Casts),
         answers: Answers,
     ) -> Self {
-        let tensors = tensors(schedules, batches, (catalog, casts), answers);
-        let sums_with_others = matches!(answers, Answers::WithOthers { .. });
-        let mut pass =
-            Self { schedules, neighbours: None, grain: GRAIN, sums_with_others, tensors, units: Vec::new() };
+        let sums_unheld = matches!(answers, Answers::WithOthers { .. });
+        let (mut tensors, mut places) = (Vec::new(), Vec::new());
+        // Schedules are in the order of the batches.
+        let mut next = vec![0u32; schedules.len()];
+        for id in batches.in_order(sums_unheld) {
+            let first = places.len();
+            for ((seat, schedule), tensor) in (0..).zip(schedules).zip(&mut next) {
+                if schedule.tensors.get(*tensor as usize).is_some_and(|placed| placed.id == id) {
+                    places.push(Place { seat, tensor: *tensor });
+                    *tensor += 1;
+                }
+            }
+            if first < places.len() || (sums_unheld && batches.is_unheld(id)) {
+                let seed = seed_of(&catalog.tensors()[id].name);
+                let places = first..places.len();
+                tensors.push(PassTensor { id, seed, len: casts.len_of(id), places });
+            }
+        }
+        tensors.shrink_to_fit();
+        places.shrink_to_fit();
+        let (grain, units) = (GRAIN, Vec::new());
+        let mut pass = Self { schedules, batches, neighbours: &[], grain, answers, tensors, places, units };
         pass.units = pass.units(window_bytes);
         pass
     }
 
     /// The same, for a process beside others of this host: `neighbours` are the ranks of all of them, its own too.
     #[must_use]
-    pub fn beside(mut self, neighbours: &'a [u32], batches: &Batches, world: u32) -> Self {
-        let own = |rank: &u32| self.schedules.iter().any(|schedule| schedule.rank == *rank);
-        if neighbours.iter().all(own) {
-            return self;
+    pub fn beside(mut self, neighbours: &'a [u32]) -> Self {
+        if !neighbours.iter().all(|rank| self.is_own(*rank)) {
+            self.neighbours = neighbours;
         }
-        for tensor in &mut self.tensors {
-            let mut holders = batches.answering(tensor.id, world);
-            holders.retain(|rank| neighbours.contains(rank));
-            let turn = holders.iter().position(own).unwrap_or(0);
-            tensor.turn = (turn as u64, holders.len().max(1) as u64);
-        }
-        self.neighbours = Some(neighbours);
         self
+    }
+
+    fn is_own(&self, rank: u32) -> bool {
+        self.schedules.iter().any(|schedule| schedule.rank == rank)
+    }
+
+    /// Which of the processes of this host that hold any of the tensor this one is, and how many those are; 0 and 1 where it is alone.
+    fn turn(&self, tensor: &PassTensor) -> (u64, u64) {
+        let answers = |rank: &&u32| self.batches.answers_as(tensor.id, **rank).is_some();
+        let holders = self.neighbours.iter().filter(answers);
+        let turn = holders.clone().position(|rank| self.is_own(*rank)).unwrap_or(0);
+        (turn as u64, holders.count().max(1) as u64)
+    }
+
+    /// Where ranks of the process hold the tensor.
+    pub fn places(&self, tensor: &PassTensor) -> &[Place] {
+        &self.places[tensor.places.clone()]
     }
 
     /// A tensor of a schedule.
     pub fn placed(&self, place: Place) -> &'a PlacedTensor {
-        &self.schedules[place.seat].tensors[place.tensor]
+        &self.schedules[place.seat()].tensors[place.tensor as usize]
+    }
+
+    /// How the ranks of the process hold the tensor.
+    fn all_placed(&self, tensor: &PassTensor) -> impl Iterator<Item = &'a PlacedTensor> {
+        self.places(tensor).iter().map(|&place| self.placed(place))
+    }
+
+    /// The runs of the tensor's bytes that the process sums up, in order, none of which touch, where that does not follow from what its
+    /// ranks hold.
+    pub fn answered(&self, tensor: &PassTensor) -> Vec<Range<u64>> {
+        let Answers::WithOthers { world } = self.answers else { return Vec::new() };
+        let count = self.batches.answering(tensor.id, world).max(1) as u128;
+        let border = |number: usize| {
+            u64::try_from(u128::from(tensor.len) * number as u128 / count).unwrap_or(u64::MAX)
+        };
+        let ranks = self.schedules.iter().map(|schedule| schedule.rank);
+        let mut numbers: Vec<usize> =
+            ranks.filter_map(|rank| self.batches.answers_as(tensor.id, rank)).collect();
+        numbers.sort_unstable();
+        let mut shares: Vec<Range<u64>> = Vec::new();
+        for number in numbers {
+            let (start, end) = (border(number), border(number + 1));
+            match shares.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => shares.push(start..end),
+            }
+        }
+        shares.retain(|share| !share.is_empty());
+        shares
     }
 
     /// What the ranks want of a span, and what of it is summed up, run after run. What is read in vain between them is no more
@@ -150,15 +209,15 @@ impl<'a> Pass<'a> {
         let (start, end) = (span.bytes.start, span.bytes.end);
         // Rows that several ranks hold count once.
         let mut parts: Vec<Rows> = Vec::new();
-        for &place in &tensor.places {
-            for part in self.placed(place).pieces.iter().flat_map(|piece| Self::rows(piece, start..end)) {
+        for placed in self.all_placed(tensor) {
+            for part in placed.all_rows_out_of(start..end) {
                 let part = Rows { to: 0, to_stride: 0, ..part };
                 if !parts.contains(&part) {
                     parts.push(part);
                 }
             }
         }
-        let answered = tensor.answered.iter().map(|run| run.start.max(start)..run.end.min(end));
+        let answered = self.answered(tensor).into_iter().map(|run| run.start.max(start)..run.end.min(end));
         let mut runs: Vec<Range<u64>> = answered.filter(|run| !run.is_empty()).collect();
         let first = parts.iter().map(|part| part.from).chain(runs.iter().map(|run| run.start)).min();
         let last =
@@ -196,7 +255,7 @@ impl<'a> Pass<'a> {
     /// The same runs, each with whether other processes of this host may want some of it too.
     pub fn wanted_with_others(&self, span: &Span) -> Vec<(Range<u64>, bool)> {
         let wanted = self.wanted(span);
-        if self.neighbours.is_none() {
+        if self.neighbours.is_empty() {
             return wanted.into_iter().map(|run| (run, false)).collect();
         }
         let alone = self.alone(span);
@@ -226,12 +285,12 @@ impl<'a> Pass<'a> {
     /// in which all go through it. The numbers of the tensors are those of the catalog.
     pub fn read_ahead(&self, unit: &Unit) -> Vec<(usize, Range<u64>)> {
         let mut blocks = Vec::new();
-        if self.neighbours.is_none() {
+        if self.neighbours.is_empty() {
             return blocks;
         }
         for span in &unit.spans {
             let tensor = &self.tensors[span.tensor];
-            let pieces = tensor.places.iter().flat_map(|&place| &self.placed(place).pieces);
+            let pieces = self.all_placed(tensor).flat_map(PlacedTensor::pieces);
             let stripes = pieces.flat_map(|piece| &piece.rows).filter(|rows| rows.runs > 1);
             let Some(row) = stripes.map(|rows| rows.from_stride).max() else { continue };
             // Others have the rest of the rows.
@@ -243,7 +302,7 @@ impl<'a> Pass<'a> {
                     Some(region.map_or(start..end, |region| region.start.min(start)..region.end.max(end)));
             }
             let Some(region) = region else { continue };
-            let ((turn, turns), size) = (tensor.turn, self.grain.block);
+            let ((turn, turns), size) = (self.turn(tensor), self.grain.block);
             for block in region.start / size..region.end.div_ceil(size) {
                 // Small tensors have one block: they are dealt by their numbers.
                 if block.wrapping_add(tensor.id as u64) % turns == turn {
@@ -258,15 +317,16 @@ impl<'a> Pass<'a> {
     /// The runs of a span that no other process wants any byte of, in order: long ones, which it holds alone and sums up alone.
     fn alone(&self, span: &Span) -> Vec<Range<u64>> {
         let tensor = &self.tensors[span.tensor];
-        let pieces = tensor.places.iter().flat_map(|&place| &self.placed(place).pieces);
+        let pieces = self.all_placed(tensor).flat_map(PlacedTensor::pieces);
         let held = pieces.filter(|piece| piece.replicas == 1).flat_map(|piece| &piece.rows);
         let mut alone: Vec<Range<u64>> = held
             .filter(|rows| rows.runs == 1)
             .map(|rows| rows.from.max(span.bytes.start)..(rows.from + rows.run_bytes).min(span.bytes.end))
             .collect();
-        if self.sums_with_others {
+        if matches!(self.answers, Answers::WithOthers { .. }) {
+            let answered = self.answered(tensor);
             let within = |run: &Range<u64>| {
-                let shares = tensor.answered.iter();
+                let shares = answered.iter();
                 let parts = shares.map(|share| share.start.max(run.start)..share.end.min(run.end));
                 parts.collect::<Vec<_>>()
             };
@@ -277,33 +337,27 @@ impl<'a> Pass<'a> {
         alone
     }
 
-    /// The rows of one piece of a tensor that come from these of its bytes.
-    pub fn rows(piece: &ScheduledPiece, bytes: Range<u64>) -> impl Iterator<Item = Rows> {
-        piece.rows.iter().flat_map(move |rows| rows.out_of(bytes.start, bytes.end))
-    }
-
     fn units(&self, window_bytes: &[u64]) -> Vec<Unit> {
         let mut units = Vec::new();
         let mut open = Building::new(self.schedules.len());
         for (number, tensor) in self.tensors.iter().enumerate() {
+            let batch = self.batches.batch_of(tensor.id);
             let mut start = 0;
             while start < tensor.len {
                 let most = |open: &Building| self.most(tensor, start, open, window_bytes);
-                let mut stop =
-                    if open.batch.is_none_or(|batch| batch == tensor.batch) { most(&open) } else { start };
+                let fits = open.batch.is_none_or(|open| open == batch);
+                let mut stop = if fits { most(&open) } else { start };
                 // A unit is filled to the brim, so that what is copied to a device at a time is large.
                 if stop < tensor.len && stop - start < GAP_BYTES && !open.spans.is_empty() {
                     units.extend(open.finish(self.schedules.len()));
                     stop = most(&open);
                 }
                 let stop = stop.max(start + 1);
-                open.batch = Some(tensor.batch);
+                open.batch = Some(batch);
                 open.bytes += stop - start;
-                for &place in &tensor.places {
-                    let window = &mut open.windows[place.seat];
-                    for rows in
-                        self.placed(place).pieces.iter().flat_map(|piece| Self::rows(piece, start..stop))
-                    {
+                for &place in self.places(tensor) {
+                    let window = &mut open.windows[place.seat()];
+                    for rows in self.placed(place).all_rows_out_of(start..stop) {
                         let begin = if window.is_empty() { rows.to } else { window.start.min(rows.to) };
                         *window = begin..window.end.max(rows.to_stop());
                     }
@@ -319,15 +373,14 @@ impl<'a> Pass<'a> {
     /// How far the bytes of `tensor` from `start` on go into the unit.
     fn most(&self, tensor: &PassTensor, start: u64, open: &Building, window_bytes: &[u64]) -> u64 {
         let fits = |stop: u64| {
-            tensor.places.iter().all(|&place| {
-                let window = &open.windows[place.seat];
-                let parts =
-                    || self.placed(place).pieces.iter().flat_map(|piece| Self::rows(piece, start..stop));
+            self.places(tensor).iter().all(|&place| {
+                let window = &open.windows[place.seat()];
+                let parts = || self.placed(place).all_rows_out_of(start..stop);
                 let begin =
                     if window.is_empty() { parts().map(|rows| rows.to).min() } else { Some(window.start) };
                 let end = parts().map(Rows::to_stop).max();
                 match (begin, end) {
-                    (Some(begin), Some(end)) => end - begin <= window_bytes[place.seat].max(1),
+                    (Some(begin), Some(end)) => end - begin <= window_bytes[place.seat()].max(1),
                     _ => true,
                 }
             })
@@ -362,67 +415,12 @@ impl Building {
     /// The unit, if there is anything in it; what follows begins anew.
     fn finish(&mut self, seats: usize) -> Option<Unit> {
         let Self { batch, spans, windows, .. } = std::mem::replace(self, Self::new(seats));
-        batch.filter(|_| !spans.is_empty()).map(|batch| Unit { batch, spans, windows })
+        batch.filter(|_| !spans.is_empty()).map(|batch| Unit {
+            batch,
+            spans: spans.into(),
+            windows: windows.into(),
+        })
     }
-}
-
-/// The tensors that the schedules have, and those that are summed up though no rank holds them.
-fn tensors(
-    schedules: &[Schedule],
-    batches: &Batches,
-    (catalog, casts): (&Catalog, &Casts),
-    answers: Answers,
-) -> Vec<PassTensor> {
-    let mut places: Vec<(usize, Option<Place>)> = Vec::new();
-    for (seat, schedule) in schedules.iter().enumerate() {
-        let of_seat = |(tensor, placed): (usize, &PlacedTensor)| (placed.id, Some(Place { seat, tensor }));
-        places.extend(schedule.tensors.iter().enumerate().map(of_seat));
-    }
-    if let Answers::WithOthers { .. } = answers {
-        places.extend(batches.unheld().map(|id| (id, None)));
-    }
-    places.sort_by_key(|(id, _)| batches.place_of(*id));
-    let mut tensors: Vec<PassTensor> = Vec::new();
-    for (id, place) in places {
-        if tensors.last().is_none_or(|last| last.id != id) {
-            let entry = &catalog.tensors()[id];
-            tensors.push(PassTensor {
-                id,
-                seed: seed_of(&entry.name),
-                batch: batches.batch_of(id),
-                len: casts.len_of(id),
-                answered: Vec::new(),
-                places: Vec::new(),
-                turn: (0, 1),
-            });
-        }
-        if let (Some(tensor), Some(place)) = (tensors.last_mut(), place) {
-            tensor.places.push(place);
-        }
-    }
-    if let Answers::WithOthers { world } = answers {
-        let ranks: Vec<u32> = schedules.iter().map(|schedule| schedule.rank).collect();
-        for tensor in &mut tensors {
-            tensor.answered = shares(tensor.len, &batches.answering(tensor.id, world), &ranks);
-        }
-    }
-    tensors
-}
-
-/// What `ranks` answer for of `len` bytes, which are dealt to `answering` in order; runs that touch are one.
-fn shares(len: u64, answering: &[u32], ranks: &[u32]) -> Vec<Range<u64>> {
-    let count = answering.len().max(1) as u128;
-    let border = |number: usize| u64::try_from(u128::from(len) * number as u128 / count).unwrap_or(u64::MAX);
-    let mut shares: Vec<Range<u64>> = Vec::new();
-    for (number, _) in answering.iter().enumerate().filter(|(_, rank)| ranks.contains(rank)) {
-        let (start, end) = (border(number), border(number + 1));
-        match shares.last_mut() {
-            Some(last) if last.end == start => last.end = end,
-            _ => shares.push(start..end),
-        }
-    }
-    shares.retain(|share| !share.is_empty());
-    shares
 }
 
 #[cfg(test)]

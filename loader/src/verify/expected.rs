@@ -14,7 +14,7 @@ pub(super) fn piece(
     piece: &ScheduledPiece,
 ) -> Result<Fingerprint, VerifyError> {
     let mut sum = Fingerprint::default();
-    for strip in own::strips(piece) {
+    for strip in own::strips(tensor, piece) {
         for run in 0..strip.runs {
             let at = strip.in_tensor + run * strip.in_tensor_stride;
             add_bytes(this, &mut sum, tensor, at..at + strip.run_bytes)?;
@@ -24,9 +24,9 @@ pub(super) fn piece(
 }
 
 /// The fingerprint that a tensor's padding has when it is zero.
-pub(super) fn padding(tensor: &PlacedTensor) -> Fingerprint {
+pub(super) fn padding(tensor: &PlacedTensor, seed: u64) -> Fingerprint {
     const ZEROS: [u8; 4096] = [0; 4096];
-    let (mut sum, seed) = (Fingerprint::default(), seed_of(&tensor.name));
+    let mut sum = Fingerprint::default();
     let Some(strip) = own::padding_strip(tensor) else { return sum };
     for run in 0..strip.runs {
         let begin = strip.in_tensor + run * strip.in_tensor_stride;
@@ -46,7 +46,7 @@ fn add_bytes(
     tensor: &PlacedTensor,
     bytes: std::ops::Range<u64>,
 ) -> Result<(), VerifyError> {
-    let (mut stopped, seed) = (Ok(()), seed_of(&tensor.name));
+    let (mut stopped, seed) = (Ok(()), seed_of(&this.catalog.tensors()[tensor.id].name));
     this.tensors.read_run(tensor.id, bytes, &mut |at, piece| {
         sum.add(seed, at, piece);
         stopped = (this.step)();

@@ -10,15 +10,15 @@ use crate::{
 /// Compares what one rank has without the others: the expected values are those of its own boxes.
 pub(super) fn compare(this: &Verification<'_>, batch: &Batch<'_>, verified: &mut Verified) {
     for tensor in &batch.tensors {
-        let (Some(held), Some(own)) = (tensor.held, &tensor.own) else { continue };
+        let Some((held, own)) = tensor.own() else { continue };
         let (mut expected, found) = (tensor.expected, own.whole());
-        expected.merge(expected::padding(held));
+        expected.merge(expected::padding(held, tensor.seed));
         if expected == found {
             verified.tensors += 1;
             continue;
         }
-        let ranks = vec![this.schedule.rank];
-        verified.mismatches.push(Mismatch { tensor: held.name.clone(), ranks, expected, found });
+        let (tensor, ranks) = (this.catalog.tensors()[tensor.id].name.clone(), vec![this.schedule.rank]);
+        verified.mismatches.push(Mismatch { tensor, ranks, expected, found });
     }
 }
 
@@ -34,8 +34,8 @@ pub(super) fn blame(
     let mut differs = vec![0u64; wrong.len() * world];
     for (place, mismatch) in wrong.iter().enumerate() {
         let tensor = batch.tensors.iter().find(|tensor| tensor.id == mismatch.id);
-        if let Some((held, own)) = tensor.and_then(|tensor| tensor.held.zip(tensor.own.as_ref())) {
-            let differ = expected_of(this, held)? != own.whole();
+        if let Some((tensor, (held, own))) = tensor.and_then(|tensor| Some((tensor, tensor.own()?))) {
+            let differ = expected_of(this, held, tensor.seed)? != own.whole();
             differs[place * world + communicator.rank() as usize] = u64::from(differ);
         }
     }
@@ -59,9 +59,13 @@ pub(super) fn blame(
 }
 
 /// The fingerprint of all boxes that the rank holds of a tensor, from the file.
-fn expected_of(this: &Verification<'_>, tensor: &PlacedTensor) -> Result<Fingerprint, VerifyError> {
-    let mut sum = expected::padding(tensor);
-    for piece in &tensor.pieces {
+fn expected_of(
+    this: &Verification<'_>,
+    tensor: &PlacedTensor,
+    seed: u64,
+) -> Result<Fingerprint, VerifyError> {
+    let mut sum = expected::padding(tensor, seed);
+    for piece in tensor.pieces() {
         sum.merge(expected::piece(this, tensor, piece)?);
     }
     Ok(sum)

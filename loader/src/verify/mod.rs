@@ -18,9 +18,9 @@ pub use sample::{Extent, chosen};
 use crate::{
     collective::{CollectiveError, Communicator, Reduce},
     device::{DeviceError, DeviceMemory},
-    fingerprint::Fingerprint,
+    fingerprint::{Fingerprint, seed_of},
     manifest::Manifest,
-    schedule::{PlacedTensor, Schedule},
+    schedule::{Batches, PlacedTensor, Schedule},
     source::SourceError,
     tensors::Tensors,
 };
@@ -30,7 +30,7 @@ use shardwright_planner::{
     checkpoint::Catalog,
     plan::{Plan, PlanError},
 };
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use sums::{Compared, Wrong};
 
 /// What was found.
@@ -149,6 +149,8 @@ pub struct Verification<'a> {
     pub catalog: &'a Catalog,
     /// The rank's schedule.
     pub schedule: &'a Schedule,
+    /// The order of all tensors.
+    pub batches: &'a Batches,
     /// The rank's memory.
     pub memory: &'a dyn DeviceMemory,
     /// The checkpoint's tensors, for finding out who is wrong.
@@ -165,15 +167,16 @@ pub struct Verification<'a> {
 pub struct Verifier<'a> {
     this: &'a Verification<'a>,
     replicated: Replicated,
-    /// The rank's tensors by their numbers in the catalog.
-    held: HashMap<usize, usize>,
     verified: Verified,
 }
 
+/// Sums of a rank's pieces, each by its tensor's place in the schedule and its number there.
+pub type PieceSums = BTreeMap<(usize, usize), Fingerprint>;
+
 /// What lies in the rank's memory of a batch's tensors.
 pub enum Arrived<'a> {
-    /// Was summed up on its way: the sum of each piece, by the tensors' places in the schedule.
-    Summed(&'a HashMap<usize, Vec<Fingerprint>>),
+    /// Was summed up on its way: the sum of each piece that has any bytes.
+    Summed(&'a PieceSums),
     /// Is to be summed up by the device.
     OnDevice,
 }
@@ -194,36 +197,37 @@ impl<'a> Verifier<'a> {
             agree(this, communicator)?;
             replicated = Replicated::new(this)?;
         }
-        let held = this.schedule.tensors.iter().enumerate().map(|(at, tensor)| (tensor.id, at)).collect();
-        Ok(Self { this, replicated, held, verified: Verified::default() })
+        Ok(Self { this, replicated, verified: Verified::default() })
     }
 
-    /// Verifies a batch of tensors: `ids` are their numbers in the catalog, the same on all ranks, `expected` is this rank's share
-    /// of what the files say, by the same numbers. Gives what is wrong with them, the same on all ranks.
+    /// Verifies batch `number`: `expected` is this rank's share of what the files say, by the tensors' numbers in the catalog. Gives what is wrong with them, the same on all ranks.
     ///
     /// # Errors
     /// [`VerifyError`] when the ranks cannot agree or the bytes cannot be read; a mismatch is no error here.
     pub fn batch(
         &mut self,
-        ids: impl Iterator<Item = usize>,
+        number: usize,
         arrived: &Arrived<'_>,
-        expected: &[Fingerprint],
+        expected: &HashMap<usize, Fingerprint>,
         communicator: Option<&mut dyn Communicator>,
     ) -> Result<&[Mismatch], VerifyError> {
         let this = self.this;
         let mut batch = Batch { tensors: Vec::new() };
-        for id in ids {
+        let mut places = this.batches.of_schedule(number, this.schedule).peekable();
+        for id in this.batches.tensors(number) {
+            let held = places.next_if(|&place| this.schedule.tensors[place].id == id);
             if this.chosen.get(id) != Some(&true) {
                 // Alone, only the rank's own tensors count.
-                let counts = communicator.is_some() || self.held.contains_key(&id);
+                let counts = communicator.is_some() || held.is_some();
                 self.verified.left_out += u64::from(counts);
                 continue;
             }
-            let held = self.held.get(&id).map(|&at| &this.schedule.tensors[at]);
-            let expected = expected.get(id).copied().unwrap_or_default();
-            batch.tensors.push(BatchTensor { id, held, own: None, expected });
+            let held = held.map(|place| (place, &this.schedule.tensors[place]));
+            let seed = seed_of(&this.catalog.tensors()[id].name);
+            let expected = expected.get(&id).copied().unwrap_or_default();
+            batch.tensors.push(BatchTensor { id, seed, held, own: None, expected });
         }
-        own::sum_up(this, &mut batch, arrived, &self.held)?;
+        own::sum_up(this, &mut batch, arrived)?;
         self.verified.bytes += batch.answered_bytes(communicator.is_some());
         let before = self.verified.mismatches.len();
         let Some(communicator) = communicator else {
@@ -263,21 +267,30 @@ struct Batch<'a> {
 struct BatchTensor<'a> {
     /// Its number in the catalog.
     id: usize,
-    /// What the rank holds of it.
-    held: Option<&'a PlacedTensor>,
+    /// The seed of its fingerprint.
+    seed: u64,
+    /// What the rank holds of it, and its place in the schedule.
+    held: Option<(usize, &'a PlacedTensor)>,
     /// What lies in the rank's memory of it.
     own: Option<OwnSums>,
     /// The rank's share of what the file says.
     expected: Fingerprint,
 }
 
+impl<'a> BatchTensor<'a> {
+    /// What the rank holds of it, and what lies there.
+    fn own(&self) -> Option<(&'a PlacedTensor, &OwnSums)> {
+        Some((self.held?.1, self.own.as_ref()?))
+    }
+}
+
 impl Batch<'_> {
     /// Bytes of this rank that are compared: of all it holds, or of what it answers for among others.
     fn answered_bytes(&self, with_others: bool) -> u64 {
-        let of_tensor = |tensor: &BatchTensor<'_>| match (tensor.held, &tensor.own) {
-            (Some(held), Some(own)) if with_others => own.answered(held).bytes(),
-            (_, Some(own)) => own.whole().bytes(),
-            _ => 0,
+        let of_tensor = |tensor: &BatchTensor<'_>| match tensor.own() {
+            Some((held, own)) if with_others => own.answered(held).bytes(),
+            Some((_, own)) => own.whole().bytes(),
+            None => 0,
         };
         self.tensors.iter().map(of_tensor).sum()
     }

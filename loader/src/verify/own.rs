@@ -3,10 +3,9 @@
 use super::{Arrived, Batch, Verification, VerifyError};
 use crate::{
     device::{Strip, Sum},
-    fingerprint::{Fingerprint, seed_of},
+    fingerprint::Fingerprint,
     schedule::{PlacedTensor, Rows, ScheduledPiece},
 };
-use std::collections::HashMap;
 
 /// Bytes whose fingerprints a device is asked for at a time: enough to keep a GPU busy, little enough to be seen getting on.
 const CALL_BYTES: u64 = 1 << 30;
@@ -31,7 +30,7 @@ impl OwnSums {
 
     /// Of the pieces that the rank answers for in sums over ranks, without padding.
     pub(super) fn answered(&self, tensor: &PlacedTensor) -> Fingerprint {
-        let answered = tensor.pieces.iter().zip(&self.pieces).filter(|(piece, _)| piece.replica == 0);
+        let answered = tensor.pieces().iter().zip(&self.pieces).filter(|(piece, _)| piece.replica == 0);
         answered.fold(Fingerprint::default(), |mut sum, (_, piece)| {
             sum.merge(*piece);
             sum
@@ -39,17 +38,15 @@ impl OwnSums {
     }
 }
 
-/// Fills in what lies in the rank's memory of the batch's tensors; `places` are their places in the schedule.
+/// Fills in what lies in the rank's memory of the batch's tensors.
 pub(super) fn sum_up(
     this: &Verification<'_>,
     batch: &mut Batch<'_>,
     arrived: &Arrived<'_>,
-    places: &HashMap<usize, usize>,
 ) -> Result<(), VerifyError> {
     let (mut found, mut call, mut bytes) = (Vec::new(), Vec::new(), 0);
-    for tensor in batch.tensors.iter().filter_map(|tensor| tensor.held) {
-        let seed = seed_of(&tensor.name);
-        let pieces = tensor.pieces.iter().map(|piece| Sum { seed, strips: strips(piece) });
+    for (seed, tensor) in batch.tensors.iter().filter_map(|tensor| Some((tensor.seed, tensor.held?.1))) {
+        let pieces = tensor.pieces().iter().map(|piece| Sum { seed, strips: strips(tensor, piece) });
         let pieces = pieces.filter(|_| matches!(arrived, Arrived::OnDevice));
         // Padding is on no way: nobody summed it up.
         let padding = padding_strip(tensor).map(|strip| Sum { seed, strips: vec![strip] });
@@ -68,22 +65,23 @@ pub(super) fn sum_up(
 
     let mut found = found.into_iter();
     for tensor in &mut batch.tensors {
-        let Some(held) = tensor.held else { continue };
+        let Some((place, held)) = tensor.held else { continue };
         let pieces = match arrived {
-            Arrived::OnDevice => found.by_ref().take(held.pieces.len()).collect(),
+            Arrived::OnDevice => found.by_ref().take(held.pieces().len()).collect(),
             Arrived::Summed(sums) => {
-                places.get(&tensor.id).and_then(|at| sums.get(at)).cloned().unwrap_or_default()
+                let sum = |number| sums.get(&(place, number)).copied().unwrap_or_default();
+                (0..held.pieces().len()).map(sum).collect()
             }
         };
-        let padding = held.padding.and_then(|_| found.next()).unwrap_or_default();
+        let padding = held.form.padding.and_then(|_| found.next()).unwrap_or_default();
         tensor.own = Some(OwnSums { pieces, padding });
     }
     Ok(())
 }
 
 /// Where the bytes of a piece lie in the rank's memory and in the whole tensor.
-pub(super) fn strips(piece: &ScheduledPiece) -> Vec<Strip> {
-    let strip = |rows: &Rows| Strip {
+pub(super) fn strips(tensor: &PlacedTensor, piece: &ScheduledPiece) -> Vec<Strip> {
+    let strip = |rows: Rows| Strip {
         at: rows.to,
         at_stride: rows.to_stride,
         in_tensor: rows.from,
@@ -91,15 +89,15 @@ pub(super) fn strips(piece: &ScheduledPiece) -> Vec<Strip> {
         run_bytes: rows.run_bytes,
         runs: rows.runs,
     };
-    piece.rows.iter().map(strip).collect()
+    tensor.rows(piece).map(strip).collect()
 }
 
 /// Where a tensor's padding lies. Its coordinates are those of the slice, for it has none in the tensor.
 pub(super) fn padding_strip(tensor: &PlacedTensor) -> Option<Strip> {
-    tensor.padding.map(|padding| Strip {
-        at: padding.at,
+    tensor.form.padding.map(|padding| Strip {
+        at: tensor.offset + padding.at,
         at_stride: padding.stride,
-        in_tensor: padding.at - tensor.offset,
+        in_tensor: padding.at,
         in_tensor_stride: padding.stride,
         run_bytes: padding.run_bytes,
         runs: padding.runs,

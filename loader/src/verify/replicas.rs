@@ -6,11 +6,14 @@ use crate::{
     fingerprint::Fingerprint,
 };
 use shardwright_planner::graph::NamePattern;
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 /// The boxes that several ranks hold, the same on all ranks: their first elements, by the tensor's number in the catalog.
 #[derive(Debug, Default)]
-pub(super) struct Replicated(HashMap<usize, Vec<Vec<u64>>>);
+pub(super) struct Replicated(HashMap<usize, Starts>);
+
+/// The first elements of boxes; tensors that are partitioned alike have the same.
+type Starts = Arc<[Vec<u64>]>;
 
 impl Replicated {
     pub(super) fn new(this: &Verification<'_>) -> Result<Self, VerifyError> {
@@ -22,13 +25,16 @@ impl Replicated {
                 .filter(|piece| piece.replica == 0)
                 .map(|piece| (piece.replicas, piece.region.start.as_slice()))
                 .collect();
+            let mut of_copies: HashMap<u32, Starts> = HashMap::new();
             for (name, blocks) in group.names.iter().flat_map(NamePattern::names) {
                 let copies = this.plan.copies_of(group, &blocks);
-                let held_by_several = starts.iter().filter(|(replicas, _)| replicas * copies > 1);
-                let starts: Vec<Vec<u64>> = held_by_several.map(|(_, start)| start.to_vec()).collect();
+                let held_by_several = || starts.iter().filter(|(replicas, _)| replicas * copies > 1);
+                let starts = of_copies
+                    .entry(copies)
+                    .or_insert_with(|| held_by_several().map(|(_, start)| start.to_vec()).collect());
                 let place = this.catalog.tensors().binary_search_by(|entry| entry.name.as_str().cmp(&name));
                 if let (Ok(id), false) = (place, starts.is_empty()) {
-                    boxes.insert(id, starts);
+                    boxes.insert(id, Arc::clone(starts));
                 }
             }
         }
@@ -46,10 +52,9 @@ pub(super) fn compare(
     // Whoever does not hold a box changes neither the smallest nor the largest value.
     let (mut ids, mut least, mut most) = (Vec::new(), Vec::new(), Vec::new());
     for tensor in &batch.tensors {
-        for start in replicated.0.get(&tensor.id).into_iter().flatten() {
-            let held = tensor.held.zip(tensor.own.as_ref());
-            let own = held.and_then(|(held, own)| {
-                let mut pieces = held.pieces.iter().zip(&own.pieces);
+        for start in replicated.0.get(&tensor.id).into_iter().flat_map(|starts| starts.iter()) {
+            let own = tensor.own().and_then(|(held, own)| {
+                let mut pieces = held.pieces().iter().zip(&own.pieces);
                 pieces.find(|(piece, _)| piece.replicas > 1 && piece.region.start == *start)
             });
             let limbs = own.map(|(_, sum)| sum.to_limbs());

@@ -37,10 +37,10 @@ pub(super) fn compare(
     let (mut found, mut expected) = (Vec::with_capacity(count), Vec::with_capacity(count));
     for tensor in &batch.tensors {
         let (mut has, mut wants) = (Fingerprint::default(), tensor.expected);
-        if let (Some(held), Some(own)) = (tensor.held, &tensor.own) {
+        if let Some((held, own)) = tensor.own() {
             has = own.answered(held);
             has.merge(own.padding);
-            wants.merge(padding(held));
+            wants.merge(padding(held, tensor.seed));
         }
         found.push(has);
         expected.push(wants);

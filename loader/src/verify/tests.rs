@@ -8,12 +8,14 @@ use crate::{
     fingerprint::seed_of,
     fixture::{planned, planned_as},
     load::{LoadError, LoadOptions, LoadedRank, Progress, Seat, load},
-    schedule::{Batches, Rows},
+    schedule::{Batches, PlacedTensor, Rows},
     source::MappedFiles,
 };
 use shardwright_planner::plan::CastDtype;
 use std::{
+    collections::HashMap,
     ops::{ControlFlow, Range},
+    sync::Arc,
     time::Duration,
 };
 
@@ -41,8 +43,8 @@ fn verified(
                     let mut schedule = Schedule::new(plan, catalog, rank).unwrap();
                     let memory = HostDevice.allocate(schedule.memory_bytes).unwrap();
                     for tensor in &schedule.tensors {
-                        for rows in tensor.pieces.iter().flat_map(|piece| &piece.rows) {
-                            copy(*rows, tensor.id, tensors, memory.as_ref());
+                        for rows in tensor.all_rows() {
+                            copy(rows, tensor.id, tensors, memory.as_ref());
                         }
                     }
                     breaks(&mut schedule, memory.as_ref());
@@ -50,6 +52,7 @@ fn verified(
                         plan,
                         catalog,
                         schedule: &schedule,
+                        batches,
                         memory: memory.as_ref(),
                         tensors,
                         chosen,
@@ -57,7 +60,7 @@ fn verified(
                         step: &|| Ok(()),
                     };
                     // One rank says what the files say; the others add nothing.
-                    let expected: Vec<Fingerprint> = catalog
+                    let expected: HashMap<usize, Fingerprint> = catalog
                         .tensors()
                         .iter()
                         .enumerate()
@@ -66,13 +69,14 @@ fn verified(
                             if rank == 0 {
                                 sum.add(seed_of(&tensor.name), 0, &bytes(tensors, id, 0..tensors.len_of(id)));
                             }
-                            sum
+                            (id, sum)
                         })
                         .collect();
                     let mut verifier = Verifier::new(&this, Some(&mut communicator)).unwrap();
                     for batch in 0..batches.count() {
-                        let ids = batches.tensors(batch);
-                        verifier.batch(ids, &Arrived::OnDevice, &expected, Some(&mut communicator)).unwrap();
+                        verifier
+                            .batch(batch, &Arrived::OnDevice, &expected, Some(&mut communicator))
+                            .unwrap();
                     }
                     verifier.finish()
                 })
@@ -80,6 +84,10 @@ fn verified(
             .collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
+}
+
+fn name_of<'a>(catalog: &'a Catalog, tensor: &PlacedTensor) -> &'a str {
+    &catalog.tensors()[tensor.id].name
 }
 
 /// Copies row by row, as plainly as it goes.
@@ -151,9 +159,9 @@ fn what_is_cast_is_verified_as_it_is_loaded() {
         }
         let wrong = "model.norm.weight";
         let found = verified(&plan, &catalog, Extent::Full, |schedule, memory| {
-            let tensor = schedule.tensors.iter().find(|tensor| tensor.name == wrong).unwrap();
+            let tensor = schedule.tensors.iter().find(|tensor| name_of(&catalog, tensor) == wrong).unwrap();
             if schedule.rank == 1 {
-                flip(memory, tensor.offset + tensor.bytes - 1);
+                flip(memory, tensor.offset + tensor.held().bytes - 1);
             }
         });
         assert!(found.iter().all(|rank| rank.mismatches.len() == 1 && rank.mismatches[0].ranks == [1]));
@@ -170,7 +178,7 @@ fn one_flipped_byte_anywhere_is_caught_and_named() {
         for bad in 0..plan.mesh.world_size() {
             let schedule = Schedule::new(&plan, &catalog, bad).unwrap();
             for tensor in schedule.tensors.iter().step_by(3) {
-                let at = tensor.offset + tensor.bytes - 1;
+                let at = tensor.offset + tensor.held().bytes - 1;
                 let found = verified(&plan, &catalog, Extent::Full, |schedule, memory| {
                     if schedule.rank == bad {
                         flip(memory, at);
@@ -181,7 +189,7 @@ fn one_flipped_byte_anywhere_is_caught_and_named() {
                         rank.mismatches.iter().map(|m| (m.tensor.as_str(), m.ranks.as_slice())).collect();
                     assert_eq!(
                         named,
-                        [(tensor.name.as_str(), [bad].as_slice())],
+                        [(name_of(&catalog, tensor), [bad].as_slice())],
                         "{name}, byte {at} of rank {bad}"
                     );
                 }
@@ -202,10 +210,10 @@ fn a_wrong_box_is_caught_though_its_bytes_are_the_files() {
             return;
         }
         // Rank 2 believes that rank 1's rows are its own: it loads and reports them faithfully.
-        let tensor = schedule.tensors.iter_mut().find(|tensor| tensor.name == wrong).unwrap();
-        let rows = &mut tensor.pieces[0].rows[0];
-        rows.from -= rows.run_bytes;
-        copy(*rows, tensor.id, &tensors, memory);
+        let tensor = schedule.tensors.iter_mut().find(|tensor| name_of(&catalog, tensor) == wrong).unwrap();
+        let form = Arc::make_mut(&mut tensor.form);
+        form.pieces[0].rows[0].from -= form.pieces[0].rows[0].run_bytes;
+        copy(tensor.all_rows().next().unwrap(), tensor.id, &tensors, memory);
     });
     for rank in found {
         assert_eq!(rank.mismatches.len(), 1);
@@ -310,7 +318,8 @@ fn a_sample_has_each_kind_of_tensor_and_finds_what_is_wrong_with_all_of_a_kind()
         assert!(rank.tensors >= kinds && rank.left_out > 0, "{rank:?}");
     }
     let found = verified(&plan, &catalog, Extent::Sample, |schedule, memory| {
-        for tensor in schedule.tensors.iter().filter(|tensor| tensor.name.contains("down_proj")) {
+        for tensor in schedule.tensors.iter().filter(|tensor| name_of(&catalog, tensor).contains("down_proj"))
+        {
             flip(memory, tensor.offset);
         }
     });

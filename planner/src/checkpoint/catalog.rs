@@ -3,7 +3,7 @@
 use super::{
     ByteRange, Dtype,
     error::CatalogError,
-    files::{self, WeightMap},
+    files,
     header::{Header, header_digest, read_header},
 };
 use rayon::prelude::*;
@@ -78,8 +78,8 @@ impl Catalog {
         let numbers: HashMap<&str, usize> =
             files.iter().enumerate().map(|(number, file)| (file.name.as_str(), number)).collect();
         let listed = found.index.as_ref().map(|index| {
-            let WeightMap { files, tensors } = &index.weight_map;
-            (tensors, files.iter().map(|file| numbers.get(file.as_str()).copied()).collect::<Vec<_>>())
+            let map = &index.weight_map;
+            (map, map.files.iter().map(|file| numbers.get(file.as_str()).copied()).collect::<Vec<_>>())
         });
 
         let mut tensors: Vec<TensorEntry> = Vec::with_capacity(headers.iter().map(|h| h.tensors.len()).sum());
@@ -87,7 +87,7 @@ impl Catalog {
         for (file, header) in headers.into_iter().enumerate() {
             for tensor in header.tensors {
                 if let Some((listed, files)) = &listed
-                    && listed.get(&tensor.name).and_then(|&number| files[number]) != Some(file)
+                    && listed.file_of(&tensor.name).and_then(|number| files[number]) != Some(file)
                 {
                     unlisted += 1;
                     continue;
@@ -110,14 +110,14 @@ impl Catalog {
             });
         }
         if let Some(index) = &found.index
-            && tensors.len() < index.weight_map.tensors.len()
+            && tensors.len() < index.weight_map.len()
         {
             let has = |name: &str| tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(name)).is_ok();
-            let missing = index.weight_map.tensors.iter().filter(|(tensor, _)| !has(tensor)).min();
-            if let Some((tensor, &file)) = missing {
+            let missing = index.weight_map.tensors().find(|(tensor, _)| !has(tensor));
+            if let Some((tensor, file)) = missing {
                 return Err(CatalogError::MissingTensor {
                     index: index.path.clone(),
-                    tensor: tensor.clone(),
+                    tensor: tensor.to_owned(),
                     file: index.weight_map.files[file].clone(),
                 });
             }

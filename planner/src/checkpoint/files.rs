@@ -11,9 +11,10 @@ use serde::{
 };
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap, hash_map::Entry},
+    collections::{BTreeMap, HashMap},
     ffi::OsStr,
     fmt, io,
+    ops::Range,
     path::{Component, Path, PathBuf},
 };
 
@@ -44,13 +45,41 @@ pub(super) struct Index {
     pub(super) weight_map: WeightMap,
 }
 
-/// Which file each tensor lies in.
+/// Which file each tensor lies in. There may be 100,000, so that their names are one text.
 #[derive(Debug, Default)]
 pub(super) struct WeightMap {
     /// The files, in the order in which they are first named.
     pub(super) files: Vec<String>,
-    /// The number of each tensor's file among them.
-    pub(super) tensors: HashMap<String, usize>,
+    names: String,
+    /// Sorted by name; no name stands twice.
+    tensors: Vec<Listed>,
+}
+
+/// A tensor that the index lists.
+#[derive(Debug)]
+struct Listed {
+    /// Its name, among all of them.
+    name: Range<usize>,
+    /// The number of its file.
+    file: usize,
+}
+
+impl WeightMap {
+    /// How many tensors it lists.
+    pub(super) fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// The tensors, sorted by name, with the numbers of their files.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.tensors.iter().map(|listed| (&self.names[listed.name.clone()], listed.file))
+    }
+
+    /// The number of the file that the tensor called `name` lies in.
+    pub(super) fn file_of(&self, name: &str) -> Option<usize> {
+        let place = self.tensors.binary_search_by(|listed| self.names[listed.name.clone()].cmp(name));
+        place.ok().map(|place| self.tensors[place].file)
+    }
 }
 
 #[derive(Deserialize)]
@@ -69,23 +98,27 @@ impl<'de> Deserialize<'de> for WeightMap {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<WeightMap, A::Error> {
-                let mut all = WeightMap::default();
+                let WeightMap { mut files, mut names, mut tensors } = WeightMap::default();
                 let mut numbers: HashMap<String, usize> = HashMap::new();
                 while let Some((tensor, file)) = map.next_entry::<String, Cow<'de, str>>()? {
                     let number = match numbers.get(file.as_ref()) {
                         Some(&number) => number,
                         None => {
-                            numbers.insert(file.clone().into_owned(), all.files.len());
-                            all.files.push(file.into_owned());
-                            all.files.len() - 1
+                            numbers.insert(file.clone().into_owned(), files.len());
+                            files.push(file.into_owned());
+                            files.len() - 1
                         }
                     };
-                    match all.tensors.entry(tensor) {
-                        Entry::Occupied(twice) => return Err(repeated(twice.key())),
-                        Entry::Vacant(free) => free.insert(number),
-                    };
+                    let start = names.len();
+                    names.push_str(&tensor);
+                    tensors.push(Listed { name: start..names.len(), file: number });
                 }
-                Ok(all)
+                let name = |listed: &Listed| &names[listed.name.clone()];
+                tensors.sort_unstable_by(|a, b| name(a).cmp(name(b)));
+                match tensors.windows(2).find(|pair| name(&pair[0]) == name(&pair[1])) {
+                    Some(pair) => Err(repeated(name(&pair[0]))),
+                    None => Ok(WeightMap { files, names, tensors }),
+                }
             }
         }
         deserializer.deserialize_map(Pairs)
@@ -158,7 +191,7 @@ fn from_index(folder: &Path, path: PathBuf) -> Result<Files, CatalogError> {
     let json = std::fs::read(&real).map_err(|source| read_error(&path, source))?;
     let document: IndexDocument = serde_json::from_slice(&json).map_err(|error| bad(error.to_string()))?;
     let weight_map = document.weight_map;
-    if weight_map.tensors.is_empty() {
+    if weight_map.len() == 0 {
         return Err(bad("it names no tensor".to_owned()));
     }
     if weight_map.files.len() > MAX_FILES {

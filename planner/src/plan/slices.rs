@@ -12,7 +12,7 @@ use crate::{
     partition::{Axis, Partition, Shares, Slice},
     rules::StageRule,
 };
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 /// When a model's forward pass comes to a tensor, as far as the plan knows: the order in which tensors are best loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,9 +46,9 @@ pub struct Holding {
     pub ranks: Vec<u32>,
 }
 
-/// One tensor of which a rank holds a slice.
+/// One tensor of which a rank holds a slice. There may be 100,000: what those of a group have in common they share.
 #[derive(Debug, Clone)]
-pub struct RankTensor {
+pub struct RankTensor<'a> {
     /// Its name.
     pub name: String,
     /// Its dtype, as it is stored.
@@ -56,11 +56,11 @@ pub struct RankTensor {
     /// The dtype that it is cast to as it is loaded, where that is another.
     pub cast: Option<CastDtype>,
     /// Its whole shape.
-    pub shape: Vec<u64>,
+    pub shape: &'a [u64],
     /// When its turn is.
     pub turn: Turn,
     /// What the rank holds of it.
-    pub slice: Slice,
+    pub slice: Arc<Slice>,
     /// Which of the `copies` this rank holds; the ranks with copy 0 answer for the tensor in sums over ranks.
     pub copy: u32,
     /// How many groups of ranks hold the tensor: one for each data-parallel copy, unless the copies share it, and stage
@@ -97,11 +97,8 @@ impl GroupSlices {
 
     /// Whether the rank with this place on the axis holds the tensor with these numbers in its name.
     pub fn holds(&self, place: usize, blocks: &[u32]) -> bool {
-        self.slices[place].is_some()
-            && self.assigned.as_ref().is_none_or(|(number, runs)| {
-                let (start, stop) = runs[place];
-                blocks.get(*number).is_some_and(|&block| (start..stop).contains(&u64::from(block)))
-            })
+        let run = self.assigned.as_ref().map(|(number, runs)| (*number, runs[place]));
+        self.slices[place].is_some() && is_in_run(run, blocks)
     }
 }
 
@@ -196,58 +193,72 @@ impl Plan {
     ///
     /// # Errors
     /// [`PlanError::Partition`] when a partition does not fit its tensors.
-    pub fn rank_tensors(&self, rank: u32) -> Result<Vec<RankTensor>, PlanError> {
+    pub fn rank_tensors(&self, rank: u32) -> Result<impl Iterator<Item = RankTensor<'_>>, PlanError> {
         let place = self.mesh.coordinates(rank);
-        let stages = self.mesh.pp();
-        let mut tensors = Vec::new();
+        let mut held = Vec::new();
         for group in &self.tensors {
-            let slices = self.slices_of(group)?;
+            let mut slices = self.slices_of(group)?;
             let on_axis = self.place_on(slices.axis, place);
-            let Some(slice) = &slices.slices[on_axis] else { continue };
-            for (name, blocks) in group.names.iter().flat_map(NamePattern::names) {
+            if let Some(slice) = slices.slices[on_axis].take() {
+                let run = slices.assigned.map(|(number, runs)| (number, runs[on_axis]));
+                held.push((group, Arc::new(slice), run));
+            }
+        }
+        let stages = self.mesh.pp();
+        Ok(held.into_iter().flat_map(move |(group, slice, run)| {
+            let names = group.names.iter().flat_map(NamePattern::names);
+            names.filter_map(move |(name, blocks)| {
                 let layer_stage = blocks.first().and_then(|&layer| self.stage_of_layer(layer));
-                if !group.stage.holds(place.pp, stages, layer_stage) || !slices.holds(on_axis, &blocks) {
-                    continue;
+                if !group.stage.holds(place.pp, stages, layer_stage) || !is_in_run(run, &blocks) {
+                    return None;
                 }
                 let before = self.holding_stages(group, layer_stage, place.pp);
                 let copy = if self.sharing_copies(group) > 1 { place.dp } else { 0 };
-                tensors.push(RankTensor {
+                Some(RankTensor {
                     name,
                     dtype: group.dtype,
                     cast: group.cast,
-                    shape: group.shape.clone(),
+                    shape: &group.shape,
                     turn: Turn::of(group.stage, &blocks),
-                    slice: slice.clone(),
+                    slice: Arc::clone(&slice),
                     copy: copy * self.holding_stages(group, layer_stage, stages) + before,
                     copies: self.copies_of(group, &blocks),
-                });
-            }
-        }
-        Ok(tensors)
+                })
+            })
+        }))
     }
 
     /// Every tensor with the ranks that hold any part of it, in the order of the plan.
     ///
     /// # Errors
     /// [`PlanError::Partition`] when a partition does not fit its tensors.
-    pub fn holdings(&self) -> Result<Vec<Holding>, PlanError> {
+    pub fn holdings(&self) -> Result<impl Iterator<Item = Holding>, PlanError> {
+        let slices: Vec<GroupSlices> =
+            self.tensors.iter().map(|group| self.slices_of(group)).collect::<Result<_, _>>()?;
         let places: Vec<_> =
             (0..self.mesh.world_size()).map(|rank| (rank, self.mesh.coordinates(rank))).collect();
-        let mut holdings = Vec::new();
-        for group in &self.tensors {
-            let slices = self.slices_of(group)?;
-            for (name, blocks) in group.names.iter().flat_map(NamePattern::names) {
+        let places: Arc<[_]> = places.into();
+        Ok(self.tensors.iter().zip(slices).flat_map(move |(group, slices)| {
+            let places = Arc::clone(&places);
+            let names = group.names.iter().flat_map(NamePattern::names);
+            names.map(move |(name, blocks)| {
                 let layer_stage = blocks.first().and_then(|&layer| self.stage_of_layer(layer));
                 let holds = |place: Coordinates| {
                     group.stage.holds(place.pp, self.mesh.pp(), layer_stage)
                         && slices.holds(self.place_on(slices.axis, place), &blocks)
                 };
                 let ranks = places.iter().filter(|(_, place)| holds(*place)).map(|(rank, _)| *rank).collect();
-                holdings.push(Holding { name, turn: Turn::of(group.stage, &blocks), ranks });
-            }
-        }
-        Ok(holdings)
+                Holding { name, turn: Turn::of(group.stage, &blocks), ranks }
+            })
+        }))
     }
+}
+
+/// Whether a tensor with these numbers in its name belongs to who has those of `run`; to everybody where there is none.
+fn is_in_run(run: Option<(usize, (u64, u64))>, blocks: &[u32]) -> bool {
+    run.is_none_or(|(number, (start, stop))| {
+        blocks.get(number).is_some_and(|&block| (start..stop).contains(&u64::from(block)))
+    })
 }
 
 /// How many names of `pattern` have, for each of `bounds`, the number at that place within that range.

@@ -26,7 +26,7 @@ prop_compose! {
         let mut tensors = tensors;
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
         tensors.dedup_by(|a, b| a.name == b.name);
-        let end = tensors.iter().map(|tensor| tensor.offset + tensor.bytes).max().unwrap_or(0);
+        let end = tensors.iter().map(|tensor| tensor.offset + tensor.held.bytes).max().unwrap_or(0);
         HeldRank {
             rank, gpu: HeldGpu { uuid, name }, bytes: end + spare, fingerprint,
             handle: std::array::from_fn(|at| handle[at / 2]),
@@ -65,7 +65,7 @@ proptest! {
         if let Ok(read) = Document::from_json(&json) {
             for rank in &read.ranks {
                 for tensor in rank.tensors.all() {
-                    prop_assert!(tensor.offset + tensor.bytes <= rank.bytes);
+                    prop_assert!(tensor.offset + tensor.held.bytes <= rank.bytes);
                 }
             }
         }

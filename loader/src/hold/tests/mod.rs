@@ -82,7 +82,8 @@ impl DeviceMemory for Pretended {
 
 fn place(name: &str, dtype: Dtype, shape: &[u64], offset: u64) -> TensorPlace {
     let bytes = shape.iter().product::<u64>() * dtype.bitsize() as u64 / 8;
-    TensorPlace { name: name.to_owned(), dtype, shape: shape.to_vec(), offset, bytes }
+    let held = Arc::new(crate::schedule::TensorForm { dtype, shape: shape.to_vec(), bytes });
+    TensorPlace { name: name.into(), held, offset }
 }
 
 /// A rank with two tensors, in memory whose bytes depend on the rank.

@@ -23,7 +23,7 @@ fn touch(pass: &Pass<'_>, schedules: &[Schedule], windows: &[u64], touched: &mut
         }
         for span in &unit.spans {
             let tensor = &pass.tensors[span.tensor];
-            assert_eq!(tensor.batch, unit.batch);
+            assert_eq!(pass.batches.batch_of(tensor.id), unit.batch);
             let wanted = pass.wanted(span);
             assert!(wanted.windows(2).all(|pair| pair[0].end < pair[1].start));
             let is_wanted = |at: u64| wanted.iter().any(|range| range.contains(&at));
@@ -31,21 +31,22 @@ fn touch(pass: &Pass<'_>, schedules: &[Schedule], windows: &[u64], touched: &mut
                 assert!(range.start >= span.bytes.start && range.end <= span.bytes.end);
                 range.clone().for_each(|at| *touched.read.entry((tensor.id, at)).or_default() += 1);
             }
-            for run in &tensor.answered {
+            for run in pass.answered(tensor) {
                 for at in run.start.max(span.bytes.start)..run.end.min(span.bytes.end) {
                     assert!(is_wanted(at));
                     *touched.summed.entry((tensor.id, at)).or_default() += 1;
                 }
             }
-            for &place in &tensor.places {
-                for piece in &pass.placed(place).pieces {
-                    for rows in Pass::rows(piece, span.bytes.clone()) {
+            for &place in pass.places(tensor) {
+                let placed = pass.placed(place);
+                for piece in placed.pieces() {
+                    for rows in placed.rows_out_of(piece, span.bytes.clone()) {
                         for run in 0..rows.runs {
                             for byte in 0..rows.run_bytes {
                                 assert!(is_wanted(rows.from + run * rows.from_stride + byte));
                                 let to = rows.to + run * rows.to_stride + byte;
-                                assert!(unit.windows[place.seat].contains(&to));
-                                let rank = schedules[place.seat].rank;
+                                assert!(unit.windows[place.seat()].contains(&to));
+                                let rank = schedules[place.seat()].rank;
                                 *touched.memory.entry((rank, to)).or_default() += 1;
                             }
                         }
@@ -132,12 +133,12 @@ fn share((plan, catalog): (Plan, Catalog), answers_of: fn(u32) -> Answers) -> u3
     for rank in 0..world {
         let schedules = [Schedule::new(&plan, &catalog, rank).unwrap()];
         for tensor in &schedules[0].tensors {
-            if tensor.pieces.iter().flat_map(|piece| &piece.rows).any(|rows| rows.runs > 1) {
+            if tensor.pieces().iter().flat_map(|piece| &piece.rows).any(|rows| rows.runs > 1) {
                 stripes.insert(tensor.id);
             }
         }
         let pass = Pass::new(&schedules, &[5000], &batches, (&catalog, &casts), answers_of(world));
-        let mut pass = pass.beside(&neighbours, &batches, world);
+        let mut pass = pass.beside(&neighbours);
         pass.grain = Grain { block: 700, least_alone: 300 };
         for unit in &pass.units {
             let mut count = |tensor: usize, run: Range<u64>, kind: usize| {
@@ -180,7 +181,7 @@ fn a_process_that_has_all_ranks_of_a_host_shares_nothing() {
     let casts = Casts::none(&catalog);
     let pass =
         Pass::new(&schedules, &[5000; 2], &batches, (&catalog, &casts), Answers::WithOthers { world: 2 });
-    let pass = pass.beside(&[0, 1], &batches, 2);
+    let pass = pass.beside(&[0, 1]);
     for unit in &pass.units {
         assert_eq!(pass.read_ahead(unit), []);
         assert!(unit.spans.iter().flat_map(|span| pass.wanted_with_others(span)).all(|(_, shared)| !shared));
@@ -210,7 +211,8 @@ fn little_is_read_in_vain_however_thin_the_slices_are() {
 fn embeddings_come_first_layers_in_their_order_and_the_head_last() {
     let (plan, catalog) = planned("llama-bf16", 1, 1, 2);
     let schedule = Schedule::new(&plan, &catalog, 0).unwrap();
-    let names: Vec<&str> = schedule.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    let names: Vec<&str> =
+        schedule.tensors.iter().map(|tensor| catalog.tensors()[tensor.id].name.as_str()).collect();
     assert!(names[0].contains("embed_tokens"), "{names:?}");
     let layers: Vec<u32> = names
         .iter()
@@ -225,5 +227,5 @@ fn embeddings_come_first_layers_in_their_order_and_the_head_last() {
             .count()
             >= 1
     );
-    assert!(schedule.tensors.windows(2).all(|pair| pair[0].offset + pair[0].bytes <= pair[1].offset));
+    assert!(schedule.tensors.windows(2).all(|pair| pair[0].offset + pair[0].held().bytes <= pair[1].offset));
 }
