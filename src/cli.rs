@@ -53,6 +53,11 @@ pub(crate) enum Command {
         after_help = "Example: shardwright load plan.yaml\n\nOne process for each rank: torchrun --no-python --nproc-per-node 8 shardwright load plan.yaml"
     )]
     Load(Load),
+    /// Writes each rank's part into files, on any machine
+    #[command(
+        after_help = "Example: shardwright export plan.yaml -o ./Llama-3.1-70B-tp8\n\nThen: shardwright load ./Llama-3.1-70B-tp8"
+    )]
+    Export(Export),
     /// Shows which weights are held for other processes of this host
     #[command(after_help = "Example: shardwright attach\n\nBefore it: shardwright load plan.yaml --hold")]
     Attach(Attach),
@@ -322,7 +327,7 @@ pub(crate) struct Plan {
 /// A plan, and where its checkpoint lies now.
 #[derive(Debug, Args)]
 pub(crate) struct PlanFile {
-    /// A plan, as `shardwright plan -o` writes it
+    /// A plan, as `shardwright plan -o` writes it, or the folder of an export
     pub(crate) plan: PathBuf,
     /// Where the checkpoint lies, if not where it was planned
     #[arg(long)]
@@ -340,7 +345,7 @@ pub(crate) struct Check {
 
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
-    /// A plan, as `shardwright plan -o` writes it
+    /// A plan, as `shardwright plan -o` writes it, or the folder of an export
     pub(crate) plan: PathBuf,
     /// Which tensors: a glob over their names
     pub(crate) glob: String,
@@ -351,7 +356,7 @@ pub(crate) struct Explain {
 
 #[derive(Debug, Args)]
 pub(crate) struct Placement {
-    /// A plan, as `shardwright plan -o` writes it
+    /// A plan, as `shardwright plan -o` writes it, or the folder of an export
     pub(crate) plan: PathBuf,
     /// Print the environment of this node alone, NAME=VALUE a line
     #[arg(long, conflicts_with = "json")]
@@ -363,7 +368,7 @@ pub(crate) struct Placement {
 
 #[derive(Debug, Args)]
 pub(crate) struct Slices {
-    /// A plan, as `shardwright plan -o` writes it
+    /// A plan, as `shardwright plan -o` writes it, or the folder of an export
     pub(crate) plan: PathBuf,
     /// The rank
     #[arg(long)]
@@ -425,6 +430,36 @@ pub(crate) struct Load {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    #[command(flatten)]
+    pub(crate) file: PlanFile,
+    /// The folder to write: a new or an empty one, or, with --rank, one that has other ranks of the same export
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    /// Whose names the tensors have: the checkpoint's own, for `shardwright load`, or an engine's, for its `sharded_state` loader
+    #[arg(long, value_enum, default_value_t = ExportFormat::Shardwright)]
+    pub(crate) format: ExportFormat,
+    /// The engine, for --format sharded-state
+    #[arg(long, value_name = "ENGINE", required_if_eq("format", "sharded-state"))]
+    pub(crate) engine: Option<String>,
+    /// Write this rank alone
+    #[arg(long)]
+    pub(crate) rank: Option<u32>,
+    /// Begin another file when one would become larger
+    #[arg(long, value_name = "SIZE", default_value = "5 GB")]
+    pub(crate) max_file_size: Bytes,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExportFormat {
+    Shardwright,
+    ShardedState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -5,6 +5,7 @@ use shardwright_loader::{
     collective::CollectiveError,
     detect::DetectError,
     device::{CudaError, DeviceError},
+    export::ExportError as LayoutError,
     hold::{DocumentError, HoldError},
     launch::{Refusal, RendezvousError},
     load::LoadError,
@@ -17,6 +18,8 @@ use shardwright_planner::{
     adapter::AdapterError,
     checkpoint::CatalogError,
     cost::FitError,
+    engine::EngineError,
+    export::ExportError,
     layouts::LayoutsError,
     mesh::MeshError,
     model::ConfigError,
@@ -203,11 +206,47 @@ impl From<AdapterError> for Failure {
 
 impl From<PlanError> for Failure {
     fn from(error: PlanError) -> Self {
+        Self::new(kind_of_plan(&error), &error).with_help(error.help())
+    }
+}
+
+fn kind_of_plan(error: &PlanError) -> Kind {
+    match error {
+        PlanError::Read { .. } => Kind::BadInput,
+        _ => Kind::No,
+    }
+}
+
+impl From<ExportError> for Failure {
+    fn from(error: ExportError) -> Self {
+        let kind = match &error {
+            ExportError::Plan { source, .. } => kind_of_plan(source),
+            ExportError::Read { .. } | ExportError::Malformed { .. } | ExportError::Files { .. } => {
+                Kind::BadInput
+            }
+            ExportError::RankMissing { .. }
+            | ExportError::OtherExport { .. }
+            | ExportError::ForEngine { .. }
+            | ExportError::Changed { .. }
+            | ExportError::Stale { .. } => Kind::No,
+        };
+        Self::new(kind, &error).with_help(error.help())
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
         let kind = match error {
-            PlanError::Read { .. } => Kind::BadInput,
+            EngineError::NoSuchEngine { .. } => Kind::Usage,
             _ => Kind::No,
         };
         Self::new(kind, &error).with_help(error.help())
+    }
+}
+
+impl From<LayoutError> for Failure {
+    fn from(error: LayoutError) -> Self {
+        Self::new(Kind::No, error)
     }
 }
 

@@ -7,6 +7,7 @@ use crate::{
 use shardwright_loader::device::HostDevice;
 use shardwright_planner::{
     checkpoint::{Catalog, CatalogError},
+    export::{self, Exported, is_export},
     model::{CONFIG_NAME, Config},
     plan::Plan,
     quote::quote,
@@ -55,9 +56,33 @@ pub(crate) fn config(catalog: &Catalog) -> Result<Config, Failure> {
 
 /// A plan and the catalog of its checkpoint, which is the one that was planned.
 pub(crate) fn plan_and_checkpoint(file: &PlanFile) -> Result<(Plan, Catalog), Failure> {
-    let plan = Plan::read(&file.plan)?;
-    let catalog = checkpoint_of(&plan, file)?;
+    let (plan, exported) = plan_of(file)?;
+    let catalog = exported.map_or_else(|| checkpoint_of(&plan, file), Ok)?;
     Ok((plan, catalog))
+}
+
+/// The plan; of an export its folder's, and its catalog, which is opened with it.
+pub(crate) fn plan_of(file: &PlanFile) -> Result<(Plan, Option<Catalog>), Failure> {
+    if !is_export(&file.plan) {
+        return Ok((Plan::read(&file.plan)?, None));
+    }
+    if file.checkpoint.is_some() {
+        let message = format!("{} is an export, which has the weights itself", file.plan.display());
+        let failure = Failure::new(Kind::Usage, message);
+        return Err(failure.with_help("leave --checkpoint out".to_owned()));
+    }
+    let Exported { plan, catalog } = export::open(&file.plan)?;
+    Ok((plan, Some(catalog)))
+}
+
+/// Checks that the plan has the rank.
+pub(crate) fn check_rank(plan: &Plan, rank: u32) -> Result<(), Failure> {
+    let world = plan.mesh.world_size();
+    if rank < world {
+        return Ok(());
+    }
+    let message = format!("rank {rank} does not exist: the plan has ranks 0 to {}", world - 1);
+    Err(Failure::new(Kind::Usage, message))
 }
 
 /// The catalog of the checkpoint that was planned.

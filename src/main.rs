@@ -10,12 +10,14 @@ mod inputs;
 mod interrupt;
 mod output;
 mod picture;
+mod progress;
 mod report;
 
 use clap::Parser;
 use std::{io::Write, process::ExitCode};
 
 fn main() -> ExitCode {
+    shardwright_loader::heap::share();
     let command = cli::Cli::parse().command;
     let mut out = std::io::stdout().lock();
     let outcome = commands::run(command, &mut out).and_then(|()| Ok(out.flush()?));

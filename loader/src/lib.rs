@@ -11,18 +11,21 @@
 //! 6. [`load`]: the five together, for one rank or for all ranks of a host
 //! 7. [`manifest`]: fingerprints that were made once
 //! 8. [`hold`]: what was loaded, for other processes of the host
+//! 9. [`export`]: files that a rank's slices are loaded into
 //!
 //! Beside them stand [`launch`], which rank this process is and how ranks find each other; [`numa`], which CPUs are near a
-//! device; [`trace`], a timeline of the above;
+//! device; [`trace`], a timeline of the above; [`heap`], how the process allocates;
 //! and [`detect`], which machine this is.
 
 pub mod cast;
 pub mod collective;
 pub mod detect;
 pub mod device;
+pub mod export;
 pub mod fingerprint;
 #[cfg(test)]
 mod fixture;
+pub mod heap;
 pub mod hold;
 pub mod launch;
 pub mod load;

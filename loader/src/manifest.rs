@@ -162,9 +162,9 @@ impl Manifest {
     /// None that is known: names and numbers are always text.
     pub fn to_json(&self, catalog: &Catalog, casts: &Casts) -> Result<String, serde_json::Error> {
         let named = catalog.tensors().iter().zip(&self.sums);
-        let tensors = named.map(|(tensor, sum)| (tensor.name.clone(), sum.to_string())).collect();
+        let tensors = named.map(|(tensor, sum)| (tensor.name.to_string(), sum.to_string())).collect();
         let all = catalog.tensors().iter().enumerate();
-        let cast = all.filter_map(|(id, tensor)| Some((tensor.name.clone(), casts.of(id)?.loaded())));
+        let cast = all.filter_map(|(id, tensor)| Some((tensor.name.to_string(), casts.of(id)?.loaded())));
         let document = Document { format: FORMAT.to_owned(), tensors, cast: cast.collect() };
         let mut text = serde_json::to_string_pretty(&document)?;
         text.push('\n');
@@ -200,22 +200,21 @@ impl Manifest {
         };
         let mut sums = Vec::with_capacity(catalog.tensors().len());
         for (id, tensor) in catalog.tensors().iter().enumerate() {
-            let (made, wanted) = (document.cast.get(&tensor.name).copied(), casts.of(id).map(Cast::loaded));
+            let (made, wanted) = (document.cast.get(&*tensor.name).copied(), casts.of(id).map(Cast::loaded));
             if made != wanted {
                 let as_loaded = |cast: Option<CastDtype>| cast.map_or(tensor.dtype, Dtype::from);
                 return Err(ManifestError::OtherDtype {
                     path: path.to_owned(),
-                    tensor: tensor.name.clone(),
+                    tensor: tensor.name.to_string(),
                     made: as_loaded(made),
                     wanted: as_loaded(wanted),
                 });
             }
-            let text = document.tensors.get(&tensor.name).ok_or_else(|| other(&tensor.name, true))?;
+            let text = document.tensors.get(&*tensor.name).ok_or_else(|| other(&tensor.name, true))?;
             let sum = Fingerprint::parse(text, casts.len_of(id));
             sums.push(sum.ok_or_else(|| malformed(format!("{} is no fingerprint", quote(text))))?);
         }
-        let known =
-            |name: &str| catalog.tensors().binary_search_by(|tensor| tensor.name.as_str().cmp(name)).is_ok();
+        let known = |name: &str| catalog.number_of(name).is_some();
         match document.tensors.keys().chain(document.cast.keys()).find(|name| !known(name)) {
             Some(name) => Err(other(name, false)),
             None => Ok(Self { sums }),

@@ -60,7 +60,7 @@ impl<'a> Tensors<'a> {
     /// The names of the tensors that had values which became infinite when they were cast, as far as they were read.
     pub fn too_large(&self) -> Vec<&'a str> {
         let all = self.catalog.tensors().iter().zip(&self.too_large);
-        all.filter(|(_, is)| is.load(Ordering::Relaxed)).map(|(tensor, _)| tensor.name.as_str()).collect()
+        all.filter(|(_, is)| is.load(Ordering::Relaxed)).map(|(tensor, _)| &*tensor.name).collect()
     }
 
     /// Reads what `next` asks for, in that order, until it gives `None`, and hands it on in pieces of at most [`PIECE_BYTES`], in

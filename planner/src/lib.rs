@@ -16,12 +16,15 @@
 //! 9. [`cost`]: bytes per GPU, whether they fit, and the collectives a layer needs
 //! 10. [`planning`]: all of it, from a catalog to a plan that fits
 //! 11. [`adapter`]: a LoRA adapter, cut to match the plan of its base
+//! 12. [`export`]: folders of files that ranks hold alone; [`engine`]: what engines call them
 #![deny(unsafe_code)]
 
 pub mod adapter;
 pub mod calibration;
 pub mod checkpoint;
 pub mod cost;
+pub mod engine;
+pub mod export;
 pub mod glob;
 pub mod graph;
 pub mod layouts;

@@ -4,6 +4,7 @@ mod attach;
 mod check;
 mod demo;
 mod explain;
+mod export;
 mod inspect;
 mod layouts;
 mod load;
@@ -29,6 +30,7 @@ pub(crate) fn run(command: Command, out: &mut dyn Write) -> Result<(), Failure> 
         Command::Placement(args) => placement::run(&args, out),
         Command::Slices(args) => slices::run(&args, out),
         Command::Load(args) => load::run(&args, out),
+        Command::Export(args) => export::run(&args, out),
         Command::Attach(args) => attach::run(&args, out),
         Command::Demo(args) => demo::run(&args, out),
     }

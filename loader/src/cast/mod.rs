@@ -95,8 +95,7 @@ impl Casts {
         for group in &plan.tensors {
             let Some(to) = group.cast else { continue };
             for (name, _) in group.names.iter().flat_map(NamePattern::names) {
-                let place = entries.binary_search_by(|entry| entry.name.as_str().cmp(&name));
-                let Ok(id) = place else { return Err(ScheduleError::NotThere { name }) };
+                let Some(id) = catalog.number_of(&name) else { return Err(ScheduleError::NotThere { name }) };
                 let entry = &entries[id];
                 let cast = Cast::new(entry.dtype, to).filter(|_| entry.dtype == group.dtype);
                 let elements = cast.map(|cast| entry.bytes.len() / cast.stored_bytes() as u64);

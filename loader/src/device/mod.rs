@@ -15,6 +15,7 @@ use crate::{
     fingerprint::Fingerprint,
 };
 use shardwright_planner::quote::quote;
+use std::{io, path::PathBuf};
 
 /// Something that ranks load into: this host's memory, or a GPU.
 pub trait Device: Send + Sync {
@@ -171,6 +172,8 @@ pub enum Place {
         /// Its first byte.
         address: u64,
     },
+    /// In files: it has no addresses.
+    Files,
     /// In a GPU's memory.
     Cuda {
         /// Its first byte: a device pointer of the GPU's primary context.
@@ -183,10 +186,11 @@ pub enum Place {
 }
 
 impl Place {
-    /// The address of its first byte.
+    /// The address of its first byte; 0 where it has none.
     pub fn address(&self) -> u64 {
         match self {
             Self::Host { address } | Self::Cuda { address, .. } => *address,
+            Self::Files => 0,
         }
     }
 }
@@ -281,6 +285,16 @@ pub enum DeviceError {
         bytes: u64,
         /// Its length.
         found: u64,
+    },
+    /// A file that is a rank's memory cannot be written, or read back.
+    #[error("cannot {what} {}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What was to be done with it.
+        what: &'static str,
+        /// The system's answer.
+        source: io::Error,
     },
     /// Fingerprints were asked for, though the device was made without.
     #[error("the device was made to load without verifying")]

@@ -19,7 +19,6 @@ mod weights;
 pub use error::LoadError;
 pub use rank::LoadedRank;
 pub use ready::{OnReady, Ready};
-use table::Names;
 pub use table::{PlacedTensors, TensorPlace};
 pub use weights::{LoadedTensor, RankWeights};
 
@@ -231,11 +230,10 @@ pub fn load(
     let too_large: Vec<String> = tensors.too_large().into_iter().map(str::to_owned).collect();
     drop((pass, arrivals));
     let memories: Vec<_> = seated.into_iter().map(|seated| seated.memory).collect();
-    let mut names = Names::new(catalog);
     // Nothing failed, so everything arrived. Each schedule goes before the next table comes.
     let loaded = |((schedule, memory), done): ((Schedule, _), Option<seats::Done>)| {
         let rank = schedule.rank;
-        Some(done?.loaded(rank, memory, names.table(schedule), &too_large))
+        Some(done?.loaded(rank, memory, PlacedTensors::loaded(catalog, schedule), &too_large))
     };
     Ok(prepared.schedules.into_iter().zip(memories).zip(done).filter_map(loaded).collect())
 }

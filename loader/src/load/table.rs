@@ -2,7 +2,7 @@
 
 use crate::schedule::{PlacedTensor, Schedule, TensorForm};
 use shardwright_planner::checkpoint::Catalog;
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 /// Where one tensor's slice lies in a rank's memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +32,17 @@ impl PlacedTensors {
         Self { all, by_name }
     }
 
+    /// The table of what was loaded by `schedule`.
+    pub(super) fn loaded(catalog: &Catalog, schedule: Schedule) -> Self {
+        let rank = schedule.rank;
+        let place = |tensor: PlacedTensor| TensorPlace {
+            name: catalog.own_name(tensor.id, rank),
+            held: Arc::clone(&tensor.form.held),
+            offset: tensor.offset,
+        };
+        Self::new(schedule.tensors.into_iter().map(place).collect())
+    }
+
     /// All of them, in the order they lie in.
     pub fn all(&self) -> &[TensorPlace] {
         &self.all
@@ -47,27 +58,5 @@ impl PlacedTensors {
     pub(crate) fn repeated(&self) -> Option<&str> {
         let names = |at: u32| &*self.all[at as usize].name;
         self.by_name.windows(2).find(|pair| names(pair[0]) == names(pair[1])).map(|pair| names(pair[0]))
-    }
-}
-
-/// The names of tensors, each once for all ranks of a process.
-pub(super) struct Names<'a> {
-    catalog: &'a Catalog,
-    known: HashMap<usize, Arc<str>>,
-}
-
-impl<'a> Names<'a> {
-    pub(super) fn new(catalog: &'a Catalog) -> Self {
-        Self { catalog, known: HashMap::new() }
-    }
-
-    /// The table of what was loaded by `schedule`.
-    pub(super) fn table(&mut self, schedule: Schedule) -> PlacedTensors {
-        let entries = self.catalog.tensors();
-        let place = |tensor: PlacedTensor| {
-            let name = self.known.entry(tensor.id).or_insert_with(|| entries[tensor.id].name.as_str().into());
-            TensorPlace { name: Arc::clone(name), held: Arc::clone(&tensor.form.held), offset: tensor.offset }
-        };
-        PlacedTensors::new(schedule.tensors.into_iter().map(place).collect())
     }
 }

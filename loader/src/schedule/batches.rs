@@ -11,6 +11,9 @@ use std::{collections::HashMap, ops::Range};
 /// first tensors are ready long before the last.
 const BATCH_BYTES: u64 = 256 << 20;
 
+/// Tensors that are enough for a batch however small they are: what is known of each until it is verified takes memory.
+const BATCH_TENSORS: usize = 1024;
+
 /// All tensors of a checkpoint in the order of their turns, in batches of neighbouring turns. Every rank of a plan has the same
 /// ones, whatever it holds itself.
 #[derive(Debug)]
@@ -46,8 +49,7 @@ impl Batches {
             .collect();
         let mut known = HashMap::from([(Vec::new(), 0)]);
         for Holding { name, turn, ranks } in plan.holdings()? {
-            let place = entries.binary_search_by(|entry| entry.name.as_str().cmp(&name));
-            let Ok(id) = place else { return Err(ScheduleError::NotThere { name }) };
+            let Some(id) = catalog.number_of(&name) else { return Err(ScheduleError::NotThere { name }) };
             let number = *known.entry(ranks).or_insert_with_key(|ranks| {
                 holders.push(ranks.clone());
                 // There are fewer sets than tensors, of which a plan has fewer than 2^32.
@@ -66,7 +68,8 @@ impl Batches {
         for (place, tensor) in tensors.iter().enumerate() {
             bytes = bytes.saturating_add(entries[tensor.id].bytes.len());
             let ends = tensors.get(place + 1).is_none_or(|next| next.turn != tensor.turn);
-            if ends && (bytes >= BATCH_BYTES || place + 1 == tensors.len()) {
+            let is_enough = bytes >= BATCH_BYTES || place + 1 - start >= BATCH_TENSORS;
+            if ends && (is_enough || place + 1 == tensors.len()) {
                 batches.push(start..place + 1);
                 (start, bytes) = (place + 1, 0);
             }

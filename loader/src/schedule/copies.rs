@@ -129,8 +129,9 @@ impl Schedule {
         // The tensors of a group come one after the other.
         let mut last: Option<(RankTensor<'_>, Arc<SliceForm>)> = None;
         for tensor in plan.rank_tensors(rank)? {
-            let place = entries.binary_search_by(|entry| entry.name.as_str().cmp(&tensor.name));
-            let Ok(id) = place else { return Err(ScheduleError::NotThere { name: tensor.name }) };
+            let Some(id) = catalog.number_of(&tensor.name) else {
+                return Err(ScheduleError::NotThere { name: tensor.name });
+            };
             if entries[id].dtype != tensor.dtype || entries[id].shape != tensor.shape {
                 return Err(ScheduleError::Differs { name: tensor.name });
             }

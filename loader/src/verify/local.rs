@@ -17,7 +17,7 @@ pub(super) fn compare(this: &Verification<'_>, batch: &Batch<'_>, verified: &mut
             verified.tensors += 1;
             continue;
         }
-        let (tensor, ranks) = (this.catalog.tensors()[tensor.id].name.clone(), vec![this.schedule.rank]);
+        let (tensor, ranks) = (this.catalog.tensors()[tensor.id].name.to_string(), vec![this.schedule.rank]);
         verified.mismatches.push(Mismatch { tensor, ranks, expected, found });
     }
 }
@@ -46,7 +46,7 @@ pub(super) fn blame(
         .iter()
         .enumerate()
         .map(|(place, mismatch)| Mismatch {
-            tensor: this.catalog.tensors()[mismatch.id].name.clone(),
+            tensor: this.catalog.tensors()[mismatch.id].name.to_string(),
             ranks: (0u32..)
                 .zip(&differs[place * world..][..world])
                 .filter(|(_, differs)| **differs > 0)

@@ -32,8 +32,7 @@ impl Replicated {
                 let starts = of_copies
                     .entry(copies)
                     .or_insert_with(|| held_by_several().map(|(_, start)| start.to_vec()).collect());
-                let place = this.catalog.tensors().binary_search_by(|entry| entry.name.as_str().cmp(&name));
-                if let (Ok(id), false) = (place, starts.is_empty()) {
+                if let (Some(id), false) = (this.catalog.number_of(&name), starts.is_empty()) {
                     boxes.insert(id, Arc::clone(starts));
                 }
             }

@@ -38,8 +38,7 @@ pub fn chosen(plan: &Plan, catalog: &Catalog, extent: Extent) -> Result<Vec<bool
         let first =
             names.first().map_or(0, |name| seed ^ seed_of(name)) % names.len().clamp(1, ONE_IN) as u64;
         for name in names.iter().skip(usize::try_from(first).unwrap_or(0)).step_by(ONE_IN) {
-            let place = catalog.tensors().binary_search_by(|entry| entry.name.as_str().cmp(name));
-            if let Some(chosen) = place.ok().and_then(|id| chosen.get_mut(id)) {
+            if let Some(chosen) = catalog.number_of(name).and_then(|id| chosen.get_mut(id)) {
                 *chosen = true;
             }
         }

@@ -12,6 +12,7 @@ use std::{
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// What is in a checkpoint's files. Every byte range lies inside its file, and no name stands twice.
@@ -21,7 +22,12 @@ pub struct Catalog {
     files: Vec<CatalogFile>,
     tensors: Vec<TensorEntry>,
     unlisted: usize,
+    /// Whether the names say whose tensors they are.
+    is_of_ranks: bool,
 }
+
+/// What stands between a tensor's name and its rank, where files belong to ranks.
+pub const RANK_PART: &str = "rank";
 
 /// One file of a checkpoint.
 #[derive(Debug, Clone)]
@@ -49,8 +55,8 @@ impl CatalogFile {
 /// One tensor.
 #[derive(Debug, Clone)]
 pub struct TensorEntry {
-    /// Its name in the header.
-    pub name: String,
+    /// Its name in the header. Whoever keeps it shares it: there may be 100,000.
+    pub name: Arc<str>,
     /// Its dtype as safetensors knows it.
     pub dtype: Dtype,
     /// Its shape, outermost dimension first.
@@ -104,7 +110,7 @@ impl Catalog {
         tensors.par_sort_unstable_by(|a, b| a.name.cmp(&b.name).then(a.file.cmp(&b.file)));
         if let Some(pair) = tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
             return Err(CatalogError::InTwoFiles {
-                tensor: pair[0].name.clone(),
+                tensor: pair[0].name.to_string(),
                 first: files[pair[0].file].name.clone(),
                 second: files[pair[1].file].name.clone(),
             });
@@ -112,8 +118,8 @@ impl Catalog {
         if let Some(index) = &found.index
             && tensors.len() < index.weight_map.len()
         {
-            let has = |name: &str| tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(name)).is_ok();
-            let missing = index.weight_map.tensors().find(|(tensor, _)| !has(tensor));
+            let missing =
+                index.weight_map.tensors().find(|(tensor, _)| number_of(&tensors, tensor).is_none());
             if let Some((tensor, file)) = missing {
                 return Err(CatalogError::MissingTensor {
                     index: index.path.clone(),
@@ -122,7 +128,55 @@ impl Catalog {
                 });
             }
         }
-        Ok(Self { folder: found.folder, files, tensors, unlisted })
+        Ok(Self { folder: found.folder, files, tensors, unlisted, is_of_ranks: false })
+    }
+
+    /// Reads the headers of files that belong to ranks: tensor `t` of rank 3 is called `t.rank.3`, as several ranks may have one of that
+    /// name. `files` are those of `folder`, each with its rank.
+    ///
+    /// # Errors
+    /// The rank whose files cannot be believed, and why.
+    pub fn of_ranks(folder: &Path, files: &[(u32, String)]) -> Result<Self, (u32, CatalogError)> {
+        let open = |(rank, name): &(u32, String)| {
+            let path = files::inside(folder, name).map_err(|error| (*rank, error))?;
+            let (file, header) = open_one(name, &path).map_err(|error| (*rank, error))?;
+            Ok((*rank, file, header))
+        };
+        let mut read = files.par_iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        read.sort_by(|(_, a, _), (_, b, _)| a.name.cmp(&b.name));
+        let mut tensors = Vec::with_capacity(read.iter().map(|(.., header)| header.tensors.len()).sum());
+        let mut files = Vec::with_capacity(read.len());
+        for (number, (rank, file, header)) in read.into_iter().enumerate() {
+            tensors.extend(header.tensors.into_iter().map(|tensor| TensorEntry {
+                name: format!("{}.{RANK_PART}.{rank}", tensor.name).into(),
+                dtype: tensor.dtype,
+                shape: tensor.shape,
+                file: number,
+                bytes: tensor.bytes,
+            }));
+            files.push((rank, file));
+        }
+        tensors.par_sort_unstable_by(|a, b| a.name.cmp(&b.name).then(a.file.cmp(&b.file)));
+        if let Some(pair) = tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
+            let [(_, first), (rank, second)] = [0, 1].map(|at| &files[pair[at].file]);
+            let (first, second) = (first.name.clone(), second.name.clone());
+            return Err((
+                *rank,
+                CatalogError::InTwoFiles { tensor: pair[0].name.to_string(), first, second },
+            ));
+        }
+        let files = files.into_iter().map(|(_, file)| file).collect();
+        Ok(Self { folder: folder.to_owned(), files, tensors, unlisted: 0, is_of_ranks: true })
+    }
+
+    /// The name that `rank` knows the tensor with this number by.
+    pub fn own_name(&self, number: usize, rank: u32) -> Arc<str> {
+        let name = &self.tensors[number].name;
+        let suffix = format!(".{RANK_PART}.{rank}");
+        match name.strip_suffix(&suffix).filter(|_| self.is_of_ranks) {
+            Some(own) => own.into(),
+            None => Arc::clone(name),
+        }
     }
 
     /// The folder the files lie in, as it was given; `config.json` is looked for there.
@@ -142,10 +196,12 @@ impl Catalog {
 
     /// The tensor called `name`.
     pub fn tensor(&self, name: &str) -> Option<&TensorEntry> {
-        self.tensors
-            .binary_search_by(|tensor| tensor.name.as_str().cmp(name))
-            .ok()
-            .map(|place| &self.tensors[place])
+        self.number_of(name).map(|number| &self.tensors[number])
+    }
+
+    /// The number among [`Catalog::tensors`] of the tensor called `name`.
+    pub fn number_of(&self, name: &str) -> Option<usize> {
+        number_of(&self.tensors, name)
     }
 
     /// Bytes of all tensors.
@@ -157,6 +213,11 @@ impl Catalog {
     pub fn unlisted(&self) -> usize {
         self.unlisted
     }
+}
+
+/// The number of the tensor called `name` among `tensors`, which are sorted by name.
+fn number_of(tensors: &[TensorEntry], name: &str) -> Option<usize> {
+    tensors.binary_search_by(|tensor| (*tensor.name).cmp(name)).ok()
 }
 
 fn open_one(name: &str, path: &Path) -> Result<(CatalogFile, Header), CatalogError> {

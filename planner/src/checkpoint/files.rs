@@ -210,6 +210,11 @@ fn from_index(folder: &Path, path: PathBuf) -> Result<Files, CatalogError> {
     })
 }
 
+/// The real path of the file `name` of `folder`.
+pub(super) fn inside(folder: &Path, name: &str) -> Result<PathBuf, CatalogError> {
+    Roots::of(folder)?.resolve(folder, name, folder)
+}
+
 /// The real folders in which a checkpoint's files may lie.
 struct Roots(Vec<PathBuf>);
 

@@ -10,7 +10,10 @@ use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
-use std::io::{self, BufRead, BufReader, Read};
+use std::{
+    io::{self, BufRead, BufReader, Read},
+    sync::Arc,
+};
 
 /// Longest JSON header that is read, in bytes. The same limit as the `safetensors` crate's.
 pub const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -33,7 +36,7 @@ pub(super) struct Header {
 /// One tensor as the header declares it, with its place in the file.
 #[derive(Debug)]
 pub(super) struct HeaderTensor {
-    pub(super) name: String,
+    pub(super) name: Arc<str>,
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<u64>,
     /// From the beginning of the file, not of the data.
@@ -152,7 +155,7 @@ fn checked_tensor(
         let end = data_start.saturating_add(stop);
         return Err(HeaderError::BeyondFile { name, end, file_bytes });
     };
-    Ok(HeaderTensor { name, dtype: info.dtype, shape, bytes })
+    Ok(HeaderTensor { name: name.into(), dtype: info.dtype, shape, bytes })
 }
 
 /// Checks that the tensors, in the order of their bytes, fill the data from its first byte to its last.
@@ -163,13 +166,13 @@ fn check_tiling(tensors: &[HeaderTensor], data_start: u64, file_bytes: u64) -> R
         let start = tensor.bytes.start();
         if start < end {
             return Err(HeaderError::Overlap {
-                name: tensor.name.clone(),
-                other: previous.map_or_else(String::new, |tensor| tensor.name.clone()),
+                name: tensor.name.to_string(),
+                other: previous.map_or_else(String::new, |tensor| tensor.name.to_string()),
                 bytes: end - start,
             });
         }
         if start > end {
-            return Err(HeaderError::Gap { before: tensor.name.clone(), bytes: start - end });
+            return Err(HeaderError::Gap { before: tensor.name.to_string(), bytes: start - end });
         }
         end = tensor.bytes.stop();
         previous = Some(tensor);

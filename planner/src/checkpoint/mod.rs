@@ -11,7 +11,7 @@ mod files;
 mod header;
 
 pub use byte_range::ByteRange;
-pub use catalog::{Catalog, CatalogFile, TensorEntry};
+pub use catalog::{Catalog, CatalogFile, RANK_PART, TensorEntry};
 pub use error::{CatalogError, HeaderError};
 pub use header::MAX_HEADER_BYTES;
 pub use safetensors::Dtype;

@@ -4,7 +4,12 @@
 //! such parts for every combination. A brace that a name itself contains is doubled.
 
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fmt, ops::RangeInclusive, str::FromStr};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    ops::{Range, RangeInclusive},
+    str::FromStr,
+};
 
 /// Most numbers of a name that are collapsed; what comes after them is text like any other.
 const MAX_NUMBERS: usize = 16;
@@ -74,6 +79,35 @@ impl NamePattern {
             }
         });
         all && blocks.next().is_none()
+    }
+
+    /// How many numbers its names have.
+    pub fn numbers(&self) -> usize {
+        self.parts.iter().filter(|part| matches!(part, PatternPart::Numbers(_))).count()
+    }
+
+    /// Those of its names whose number `number`, counted from 0, lies in `range`; `None` where there are none.
+    pub fn within(&self, number: usize, range: Range<u64>) -> Option<Self> {
+        let mut parts = self.parts.clone();
+        let mut numbers = parts.iter_mut().filter_map(|part| match part {
+            PatternPart::Text(_) => None,
+            PatternPart::Numbers(ranges) => Some(ranges),
+        });
+        let ranges = numbers.nth(number)?;
+        // An empty range ends before it begins.
+        let last = u32::try_from(range.end.checked_sub(1)?).unwrap_or(u32::MAX);
+        let first = u32::try_from(range.start).ok()?;
+        let cut = |run: &RangeInclusive<u32>| first.max(*run.start())..=last.min(*run.end());
+        *ranges = ranges.iter().map(cut).filter(|run| !run.is_empty()).collect();
+        (!ranges.is_empty()).then_some(Self { parts })
+    }
+
+    /// Its names, each followed by `text` and each of `numbers`, which ascend.
+    pub fn numbered(&self, text: &str, numbers: &[u32]) -> Self {
+        let mut parts = self.parts.clone();
+        parts.push(PatternPart::Text(text.to_owned()));
+        parts.push(PatternPart::Numbers(ranges(numbers)));
+        Self { parts }
     }
 
     /// Every name with its numbers, in ascending order of the numbers. The caller bounds [`NamePattern::count`] first.

@@ -2,6 +2,7 @@
 
 use super::segment::Segment;
 use serde::{Deserialize, Serialize};
+use std::num::NonZero;
 
 /// What happens to the units that are left over when they do not divide by the number of ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -232,6 +233,20 @@ fn padded(units: u64, unit: u64, parts: u32) -> Vec<Hand> {
                 runs: Vec::from_iter((first < last).then_some(run)),
                 padding: (each - (last - first)) * unit,
             }
+        })
+        .collect()
+}
+
+/// The same number of elements to every rank, a multiple of `multiple`, the missing ones made of zeros.
+pub(super) fn padded_to(segment: Segment, multiple: NonZero<u32>, shares: &Shares) -> Vec<Hand> {
+    let (len, parts) = (segment.len(), u64::from(shares.parts));
+    let each = len.div_ceil(parts).div_ceil(u64::from(multiple.get())) * u64::from(multiple.get());
+    (0..parts)
+        .map(|rank| {
+            let (first, last) =
+                (rank.saturating_mul(each).min(len), (rank + 1).saturating_mul(each).min(len));
+            let run = Run { start: first, stop: last, replica: 0, replicas: 1 };
+            Hand { runs: Vec::from_iter((first < last).then_some(run)), padding: each - (last - first) }
         })
         .collect()
 }

@@ -41,7 +41,7 @@ fn case() -> impl Strategy<Value = Case> {
             }
             let dim = place.index(shape.len() + 1);
             shape.insert(dim, segments.iter().map(|segment| segment.len()).sum());
-            let split = Split { dim, segments, remainder, axis: Axis::Tensor };
+            let split = Split { dim, segments, remainder, multiple: None, axis: Axis::Tensor };
             (shape, Partition::Split(split))
         });
     let whole = (
@@ -240,7 +240,13 @@ fn fused_segments_are_dealt_one_by_one_and_joined_where_they_touch() {
     // [q | k | v] of 4 query heads and 2 key/value heads of 2 elements.
     let (query, kv) = Segment::attention_heads(4, 2, 2).unwrap();
     let segments = vec![query, kv, kv];
-    let qkv = Partition::Split(Split { dim: 0, segments, remainder: Remainder::Refuse, axis: Axis::Tensor });
+    let qkv = Partition::Split(Split {
+        dim: 0,
+        segments,
+        remainder: Remainder::Refuse,
+        multiple: None,
+        axis: Axis::Tensor,
+    });
     let rows = |parts: u32, rank: usize| -> Vec<(u64, u64)> {
         let slices = qkv.slices(&[16, 3], &Shares::equal(parts)).unwrap();
         let boxes = slices[rank].as_ref().unwrap().boxes();
@@ -254,7 +260,7 @@ fn fused_segments_are_dealt_one_by_one_and_joined_where_they_touch() {
 #[test]
 fn a_partition_that_does_not_fit_its_tensor_is_refused() {
     let split = |dim, segments: Vec<Segment>, remainder| {
-        Partition::Split(Split { dim, segments, remainder, axis: Axis::Tensor })
+        Partition::Split(Split { dim, segments, remainder, multiple: None, axis: Axis::Tensor })
     };
     let two = &Shares::equal(2);
     let eight = Segment::elements(8).unwrap();
@@ -274,7 +280,13 @@ fn a_partition_that_does_not_fit_its_tensor_is_refused() {
         split(0, vec![eight], Remainder::Refuse).slices(&[8], &Shares::equal(3)),
         Err(PartitionError::Indivisible(_))
     ));
-    let four_bit = Split { dim: 1, segments: vec![eight], remainder: Remainder::Refuse, axis: Axis::Tensor };
+    let four_bit = Split {
+        dim: 1,
+        segments: vec![eight],
+        remainder: Remainder::Refuse,
+        multiple: None,
+        axis: Axis::Tensor,
+    };
     assert!(matches!(four_bit.check_bytes(&[2, 8], 4), Err(PartitionError::CutsByte { .. })));
     let pairs = Split { segments: vec![Segment::new(4, 1, 2).unwrap()], ..four_bit };
     assert_eq!(Split::byte_unit(&[2, 8], 1, 4), 2);

@@ -1,11 +1,12 @@
 //! What each rank of a tensor-parallel group holds of one stored tensor.
 
 use super::{
-    deal::{Hand, Indivisible, Remainder, Shares, deal},
+    deal::{Hand, Indivisible, Remainder, Shares, deal, padded_to},
     segment::{Segment, gcd},
     tensor_box::TensorBox,
 };
 use serde::{Deserialize, Serialize};
+use std::num::NonZero;
 
 /// The ranks that share a tensor: an axis of the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -99,6 +100,10 @@ pub struct Split {
     /// What happens where the units do not divide.
     #[serde(default, skip_serializing_if = "Remainder::is_refuse")]
     pub remainder: Remainder,
+    /// What each rank holds, padding included, is a multiple of so many elements: as engines fill up a vocabulary before they cut it. Only
+    /// with [`Remainder::Pad`], and where all ranks hold alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiple: Option<NonZero<u32>>,
     /// The ranks that share it.
     #[serde(default, skip_serializing_if = "Axis::is_default")]
     pub axis: Axis,
@@ -171,6 +176,9 @@ pub enum PartitionError {
         /// How many segments there are.
         segments: usize,
     },
+    /// What ranks hold is to be a multiple, and nothing is to be filled up.
+    #[error("a multiple is asked for without padding")]
+    MultipleOfNothing,
     /// A cut would go through a byte.
     #[error("units of {unit} elements of {bits} bits do not end on a whole byte")]
     CutsByte {
@@ -210,7 +218,10 @@ impl Partition {
         let mut slices = vec![Slice::empty(shape, split.dim); parts as usize];
         let mut offset = 0;
         for &segment in &split.segments {
-            let hands = deal(segment, shares, split.remainder)?;
+            let hands = match split.multiple {
+                Some(multiple) => padded_to(segment, multiple, shares),
+                None => deal(segment, shares, split.remainder)?,
+            };
             for (slice, Hand { runs, padding }) in slices.iter_mut().zip(hands) {
                 for run in runs {
                     slice.pieces.push(Piece {
@@ -267,6 +278,9 @@ impl Split {
         }
         if self.remainder == Remainder::Pad && self.segments.len() != 1 {
             return Err(PartitionError::PaddedSegments { segments: self.segments.len() });
+        }
+        if self.multiple.is_some() && self.remainder != Remainder::Pad {
+            return Err(PartitionError::MultipleOfNothing);
         }
         Ok(())
     }

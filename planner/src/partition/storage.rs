@@ -128,6 +128,7 @@ impl Storage {
                     dim: number,
                     segments: segments.collect::<Result<_, _>>()?,
                     remainder: *remainder,
+                    multiple: None,
                     axis: *axis,
                 }))
             }

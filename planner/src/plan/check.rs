@@ -171,12 +171,13 @@ impl Plan {
     pub fn check_against(&self, catalog: &Catalog) -> Result<(), StaleError> {
         let found: Vec<FileIdentity> = catalog.files().iter().map(FileIdentity::of).collect();
         check_files(&self.checkpoint.files, &found)?;
-        let mut planned = HashSet::new();
+        let mut planned = vec![false; catalog.tensors().len()];
         for group in &self.tensors {
             for (name, _) in group.names.iter().flat_map(NamePattern::names) {
-                let Some(tensor) = catalog.tensor(&name) else {
+                let Some(number) = catalog.number_of(&name) else {
                     return Err(StaleError::NotThere { name });
                 };
+                let tensor = &catalog.tensors()[number];
                 if tensor.dtype != group.dtype || tensor.shape != group.shape {
                     return Err(StaleError::Differs {
                         name,
@@ -184,11 +185,11 @@ impl Plan {
                         planned: format!("{} {:?}", group.dtype, group.shape),
                     });
                 }
-                planned.insert(name);
+                planned[number] = true;
             }
         }
-        match catalog.tensors().iter().find(|tensor| !planned.contains(&tensor.name)) {
-            Some(tensor) => Err(StaleError::NotPlanned { name: tensor.name.clone() }),
+        match catalog.tensors().iter().zip(planned).find(|(_, planned)| !planned) {
+            Some((tensor, _)) => Err(StaleError::NotPlanned { name: tensor.name.to_string() }),
             None => Ok(()),
         }
     }

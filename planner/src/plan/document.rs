@@ -244,6 +244,11 @@ impl CheckpointIdentity {
 }
 
 impl FileIdentity {
+    /// The identity of a file of `bytes` bytes whose header has this SHA-256, the length included.
+    pub fn new(name: String, bytes: u64, header_sha256: [u8; 32]) -> Self {
+        Self { name, bytes, header_sha256: hexadecimal(&header_sha256) }
+    }
+
     /// The identity of one file.
     pub fn of(file: &CatalogFile) -> Self {
         Self { name: file.name.clone(), bytes: file.bytes, header_sha256: hexadecimal(&file.header_digest) }

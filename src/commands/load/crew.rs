@@ -4,7 +4,7 @@ use super::gpus::{self, Gpus};
 use crate::{
     cli::{DeviceChoice, IoChoice, Load},
     failure::{Failure, Kind},
-    inputs::checkpoint_of,
+    inputs::{check_rank, checkpoint_of},
     interrupt::Interrupts,
     output::escaped_line,
 };
@@ -82,7 +82,7 @@ impl Crew {
     /// Finds out who is to load what, opens the checkpoint, finds the devices, and meets the other processes, if there are any.
     pub(super) fn muster(
         args: &Load,
-        plan: &Plan,
+        (plan, exported): (&Plan, Option<Catalog>),
         options: &mut LoadOptions,
         interrupts: &Interrupts,
     ) -> Result<Self, Failure> {
@@ -116,7 +116,8 @@ impl Crew {
             );
             return Err(failure.with_help("load all ranks, or leave --manifest out".to_owned()));
         }
-        let prepared = checkpoint_of(plan, &args.file).and_then(|catalog| {
+        let catalog = exported.map_or_else(|| checkpoint_of(plan, &args.file), Ok);
+        let prepared = catalog.and_then(|catalog| {
             let devices = devices(args, plan, options, &here, (gpus, nccl), &mut notes)?;
             let shared = company == Company::Processes;
             if let Some(path) = &args.manifest {
@@ -198,16 +199,6 @@ impl Member {
     fn seat(&self) -> Seat<'_> {
         Seat { rank: self.rank, device: self.device.as_ref(), communicator: self.communicator.take() }
     }
-}
-
-/// Checks that the plan has the rank.
-pub(super) fn check_rank(plan: &Plan, rank: u32) -> Result<(), Failure> {
-    let world = plan.mesh.world_size();
-    if rank < world {
-        return Ok(());
-    }
-    let message = format!("rank {rank} does not exist: the plan has ranks 0 to {}", world - 1);
-    Err(Failure::new(Kind::Usage, message))
 }
 
 /// What the arguments and the launcher say together.

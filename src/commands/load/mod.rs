@@ -3,14 +3,15 @@
 mod crew;
 mod gpus;
 mod holding;
-mod progress;
 mod report;
 
 use crate::{
     cli::{Load, Verify},
     failure::{Failure, Kind},
+    inputs::{check_rank, plan_of},
     interrupt::{Interrupts, Watchdog},
     output::{print_notes, write_whole},
+    progress,
 };
 use crew::{Company, Crew};
 use shardwright_loader::{
@@ -25,7 +26,7 @@ use std::{
 };
 
 pub(crate) fn run(args: &Load, out: &mut dyn Write) -> Result<(), Failure> {
-    let plan = Plan::read(&args.file.plan)?;
+    let (plan, exported) = plan_of(&args.file)?;
     let interrupts = Interrupts::listen()?;
     let mut options = LoadOptions {
         verify: extent(args.verify),
@@ -38,7 +39,7 @@ pub(crate) fn run(args: &Load, out: &mut dyn Write) -> Result<(), Failure> {
     };
     // A driver that hangs does so from the first call on.
     let watchdog = Watchdog::start(&interrupts, Duration::from_secs(args.patience))?;
-    let mustered = Crew::muster(args, &plan, &mut options, &interrupts).and_then(|crew| {
+    let mustered = Crew::muster(args, (&plan, exported), &mut options, &interrupts).and_then(|crew| {
         check_flipped(args, &plan, &crew)?;
         let socket = holding::socket(args, &plan, &crew)?;
         Ok((crew, socket))
@@ -51,7 +52,7 @@ pub(crate) fn run(args: &Load, out: &mut dyn Write) -> Result<(), Failure> {
 
     let begin = Instant::now();
     watchdog.watch(crew.lifelines());
-    let ranks = progress::with_bar(&plan, &crew.catalog, &crew.ranks(), |progress| {
+    let ranks = progress::with_bar("loading", &plan, &crew.catalog, &crew.ranks(), |progress| {
         load(&plan, &crew.catalog, crew.files.source.as_ref(), crew.seats(), &options, progress)
     });
     let elapsed = begin.elapsed();
@@ -91,7 +92,7 @@ fn extent(verify: Verify) -> Option<Extent> {
 
 fn check_flipped(args: &Load, plan: &Plan, crew: &Crew) -> Result<(), Failure> {
     let Some(flipped) = args.flip_byte else { return Ok(()) };
-    crew::check_rank(plan, flipped)?;
+    check_rank(plan, flipped)?;
     if let Some(rank) = args.rank.filter(|&rank| rank != flipped && crew.company() == Company::Alone) {
         let message = format!("--flip-byte asks for rank {flipped}, but --rank loads rank {rank} alone");
         return Err(Failure::new(Kind::Usage, message));

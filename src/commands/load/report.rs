@@ -222,7 +222,7 @@ impl Loaded {
                     "rank": rank.rank,
                     "device": place,
                     "gpu": match rank.place() {
-                        Place::Host { .. } => None,
+                        Place::Host { .. } | Place::Files => None,
                         Place::Cuda { uuid, .. } => Some(uuid),
                     },
                     "tensors": rank.figures().tensors,

@@ -74,7 +74,7 @@ fn partition() -> impl Strategy<Value = (Vec<u64>, Partition)> {
             }
             let dim = place.index(shape.len() + 1);
             shape.insert(dim, segments.iter().map(|segment| segment.len()).sum());
-            (shape, Partition::Split(Split { dim, segments, remainder, axis: Axis::Tensor }))
+            (shape, Partition::Split(Split { dim, segments, remainder, multiple: None, axis: Axis::Tensor }))
         },
     )
 }

@@ -212,7 +212,7 @@ fn embeddings_come_first_layers_in_their_order_and_the_head_last() {
     let (plan, catalog) = planned("llama-bf16", 1, 1, 2);
     let schedule = Schedule::new(&plan, &catalog, 0).unwrap();
     let names: Vec<&str> =
-        schedule.tensors.iter().map(|tensor| catalog.tensors()[tensor.id].name.as_str()).collect();
+        schedule.tensors.iter().map(|tensor| &*catalog.tensors()[tensor.id].name).collect();
     assert!(names[0].contains("embed_tokens"), "{names:?}");
     let layers: Vec<u32> = names
         .iter()

@@ -53,7 +53,7 @@ fn error(folder: &tempfile::TempDir) -> String {
 fn the_index_says_which_file_counts() {
     let folder = with_index(&[("a", "one.safetensors"), ("b", "two.safetensors")]);
     let catalog = Catalog::open(folder.path()).unwrap();
-    let names: Vec<_> = catalog.tensors().iter().map(|t| (t.name.as_str(), t.file)).collect();
+    let names: Vec<_> = catalog.tensors().iter().map(|t| (&*t.name, t.file)).collect();
     assert_eq!(names, [("a", 0), ("b", 1)]);
     assert_eq!(catalog.unlisted(), 2);
     assert!(catalog.tensor("a").is_some() && catalog.tensor("c").is_none());
@@ -76,7 +76,7 @@ fn the_usual_name_wins_over_others_without_an_index() {
         ("consolidated.safetensors", &data_file(&["tok"])),
         ("model.safetensors", &data_file(&["a"])),
     ]);
-    assert_eq!(Catalog::open(folder.path()).unwrap().tensors()[0].name, "a");
+    assert_eq!(Catalog::open(folder.path()).unwrap().tensors()[0].name.as_ref(), "a");
 }
 
 #[test]

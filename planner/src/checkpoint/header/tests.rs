@@ -26,7 +26,7 @@ fn a_valid_header_gives_tensors_in_the_order_of_their_bytes() {
         "b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]},
         "a":{"dtype":"BF16","shape":[1,2],"data_offsets":[0,4]}}"#;
     let header = read(&file(json, 12)).unwrap();
-    let names: Vec<_> = header.tensors.iter().map(|t| t.name.as_str()).collect();
+    let names: Vec<_> = header.tensors.iter().map(|t| &*t.name).collect();
     assert_eq!(names, ["a", "b"]);
     let start = 8 + json.len() as u64;
     assert_eq!(header.tensors[1].bytes.start(), start + 4);

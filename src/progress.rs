@@ -1,4 +1,4 @@
-//! A bar on the terminal while ranks load.
+//! A bar on the terminal while ranks load or are exported.
 
 use crate::{failure::Failure, figures};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -14,7 +14,8 @@ use std::{
 };
 
 /// Runs `load` while a bar on the terminal shows how far the ranks are.
-pub(super) fn with_bar<T>(
+pub(crate) fn with_bar<T>(
+    doing: &str,
     plan: &Plan,
     catalog: &Catalog,
     ranks: &[u32],
@@ -30,8 +31,10 @@ pub(super) fn with_bar<T>(
     }
     let total = totals.iter().map(|(_, bytes)| bytes).sum();
     let bar = ProgressBar::new(total);
-    let style = "loading {bar:30} {bytes}/{total_bytes}  {binary_bytes_per_sec}  {eta} left  {msg}";
-    if let Ok(style) = ProgressStyle::with_template(style) {
+    let style = format!(
+        "{doing} {{bar:30}} {{bytes}}/{{total_bytes}}  {{binary_bytes_per_sec}}  {{eta}} left  {{msg}}"
+    );
+    if let Ok(style) = ProgressStyle::with_template(&style) {
         bar.set_style(style);
     }
     let begin = Instant::now();

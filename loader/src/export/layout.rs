@@ -1,0 +1,286 @@
+//! What lies where in a rank's files.
+
+use crate::schedule::Schedule;
+use safetensors::tensor::TensorInfo;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use shardwright_planner::{checkpoint::Dtype, quote::quote};
+use std::{collections::BTreeMap, ops::Range};
+
+/// Headers are filled up to a multiple of this, so that the data begins where a page does.
+const HEADER_UNIT: usize = 4096;
+
+/// The length that stands before a header.
+const LENGTH_BYTES: usize = 8;
+
+/// A tensor of a rank's files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileTensor {
+    /// Its name there.
+    pub name: String,
+    /// Its dtype.
+    pub dtype: Dtype,
+    /// Its shape, outermost dimension first.
+    pub shape: Vec<u64>,
+    /// What it consists of.
+    pub content: Content,
+}
+
+/// What a tensor of a rank's files consists of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// Parts of the rank's slices, one after the other.
+    Parts(Vec<SlicePart>),
+    /// Bytes that come from no checkpoint.
+    Constant(Vec<u8>),
+}
+
+/// A run of a slice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlicePart {
+    /// The slice's place in the schedule.
+    pub slice: usize,
+    /// Which of its bytes.
+    pub bytes: Range<u64>,
+}
+
+impl SlicePart {
+    /// All of the slice at `place` of `schedule`.
+    pub fn whole(schedule: &Schedule, place: usize) -> Self {
+        Self { slice: place, bytes: 0..schedule.tensors[place].held().bytes }
+    }
+}
+
+/// Why a rank's files cannot be laid out.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// A tensor whose slices do not make it up.
+    #[error(
+        "{} of rank {rank} is to have the shape {shape:?}, and its slices have {found} bytes, not {expected}",
+        quote(name)
+    )]
+    Size {
+        /// The rank.
+        rank: u32,
+        /// The tensor's name in the file.
+        name: String,
+        /// Its shape.
+        shape: Vec<u64>,
+        /// Bytes that its shape asks for.
+        expected: u64,
+        /// Bytes of its slices.
+        found: u64,
+    },
+    /// A slice of which some byte lies in no tensor of the files, or in several.
+    #[error("not every byte of the slice of {} that rank {rank} holds is to be written once", quote(name))]
+    NotOnce {
+        /// The rank.
+        rank: u32,
+        /// The tensor's name in the checkpoint.
+        name: String,
+    },
+    /// A name that stands twice.
+    #[error("two tensors of rank {rank} are to be called {}", quote(name))]
+    SameName {
+        /// The rank.
+        rank: u32,
+        /// The name.
+        name: String,
+    },
+    /// A header that cannot be written.
+    #[error("the header of a file of rank {rank} cannot be written: {source}")]
+    Header {
+        /// The rank.
+        rank: u32,
+        /// The library's answer.
+        source: serde_json::Error,
+    },
+}
+
+/// The files of a rank: their headers, and where each part of the rank's memory lies in them.
+#[derive(Debug)]
+pub struct RankFiles {
+    pub(super) files: Vec<FileLayout>,
+    /// In the order of the rank's memory.
+    pub(super) runs: Vec<Run>,
+}
+
+/// A file, before its data.
+#[derive(Debug)]
+pub(super) struct FileLayout {
+    /// The length and the JSON.
+    pub(super) header: Vec<u8>,
+    /// Bytes that come from no checkpoint, and where.
+    pub(super) constants: Vec<(u64, Vec<u8>)>,
+    /// Its length.
+    pub(super) bytes: u64,
+}
+
+/// A run of a rank's memory, and where it lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Run {
+    /// First byte in the rank's memory.
+    pub(super) at: u64,
+    pub(super) bytes: u64,
+    /// Which file.
+    pub(super) file: usize,
+    /// First byte in the file.
+    pub(super) to: u64,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Entry {
+    Metadata(BTreeMap<&'static str, &'static str>),
+    Tensor(TensorInfo),
+}
+
+impl RankFiles {
+    /// Lays out `tensors`, which consist of all slices of `schedule`, in their order, in files of at most `most_bytes` bytes of data where
+    /// no tensor is larger. `name_of` gives the names of the schedule's tensors, for messages.
+    ///
+    /// # Errors
+    /// [`ExportError`] when they do not make up one another.
+    pub fn new(
+        schedule: &Schedule,
+        tensors: Vec<FileTensor>,
+        most_bytes: u64,
+        name_of: &dyn Fn(usize) -> String,
+    ) -> Result<Self, ExportError> {
+        check_once(schedule, &tensors, name_of)?;
+        let mut files = Vec::new();
+        let mut runs = Vec::with_capacity(schedule.tensors.len());
+        let mut part: Vec<(FileTensor, u64)> = Vec::new();
+        let mut part_bytes = 0u64;
+        for tensor in tensors {
+            let bytes = checked_bytes(schedule, &tensor)?;
+            if part_bytes.saturating_add(bytes) > most_bytes && !part.is_empty() {
+                files.push(file(schedule, std::mem::take(&mut part), files.len(), &mut runs)?);
+                part_bytes = 0;
+            }
+            part_bytes = part_bytes.saturating_add(bytes);
+            part.push((tensor, bytes));
+        }
+        // A rank that holds nothing has a file that says so.
+        if !part.is_empty() || files.is_empty() {
+            files.push(file(schedule, part, files.len(), &mut runs)?);
+        }
+        runs.sort_by_key(|run| run.at);
+        Ok(Self { files, runs })
+    }
+
+    /// How many files there are.
+    pub fn count(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Their lengths, and the SHA-256 of their headers.
+    pub fn files(&self) -> impl Iterator<Item = (u64, [u8; 32])> {
+        self.files.iter().map(|file| (file.bytes, Sha256::digest(&file.header).into()))
+    }
+}
+
+/// Checks that each slice is written once.
+fn check_once(
+    schedule: &Schedule,
+    tensors: &[FileTensor],
+    name_of: &dyn Fn(usize) -> String,
+) -> Result<(), ExportError> {
+    let mut parts: Vec<(usize, u64, u64)> = tensors
+        .iter()
+        .filter_map(|tensor| match &tensor.content {
+            Content::Parts(parts) => Some(parts),
+            Content::Constant(_) => None,
+        })
+        .flatten()
+        .filter(|part| !part.bytes.is_empty())
+        .map(|part| (part.slice, part.bytes.start, part.bytes.end))
+        .collect();
+    parts.sort_unstable();
+    let mut parts = parts.into_iter().peekable();
+    for (place, tensor) in schedule.tensors.iter().enumerate() {
+        let mut end = 0;
+        while let Some((_, _, stop)) = parts.next_if(|(slice, start, _)| (*slice, *start) == (place, end)) {
+            end = stop;
+        }
+        if end != tensor.held().bytes {
+            return Err(ExportError::NotOnce { rank: schedule.rank, name: name_of(tensor.id) });
+        }
+    }
+    match parts.next().and_then(|(place, ..)| schedule.tensors.get(place)) {
+        Some(tensor) => Err(ExportError::NotOnce { rank: schedule.rank, name: name_of(tensor.id) }),
+        None => Ok(()),
+    }
+}
+
+/// Bytes of a tensor, which are those of its slices.
+fn checked_bytes(schedule: &Schedule, tensor: &FileTensor) -> Result<u64, ExportError> {
+    let found = match &tensor.content {
+        Content::Parts(parts) => {
+            parts.iter().map(|part| part.bytes.end.saturating_sub(part.bytes.start)).sum()
+        }
+        Content::Constant(bytes) => bytes.len() as u64,
+    };
+    let bits = tensor.dtype.bitsize() as u64;
+    let expected =
+        tensor.shape.iter().try_fold(bits, |bits, &size| bits.checked_mul(size)).map(|bits| bits / 8);
+    if expected == Some(found) {
+        return Ok(found);
+    }
+    let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
+    Err(ExportError::Size { rank: schedule.rank, name, shape, expected: expected.unwrap_or(u64::MAX), found })
+}
+
+/// One file of these tensors; adds where their slices lie to `runs`.
+fn file(
+    schedule: &Schedule,
+    mut tensors: Vec<(FileTensor, u64)>,
+    number: usize,
+    runs: &mut Vec<Run>,
+) -> Result<FileLayout, ExportError> {
+    let rank = schedule.rank;
+    // Readers expect elements at multiples of their size, and there are no gaps in the format.
+    tensors.sort_by_key(|(tensor, _)| std::cmp::Reverse(tensor.dtype.bitsize()));
+    let mut entries = BTreeMap::from([("__metadata__", Entry::Metadata(BTreeMap::from([("format", "pt")])))]);
+    let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let mut at = 0u64;
+    for (tensor, bytes) in &tensors {
+        let info = TensorInfo {
+            dtype: tensor.dtype,
+            shape: tensor.shape.iter().map(|&extent| size(extent)).collect(),
+            data_offsets: (size(at), size(at + bytes)),
+        };
+        if entries.insert(&tensor.name, Entry::Tensor(info)).is_some() {
+            return Err(ExportError::SameName { rank, name: tensor.name.clone() });
+        }
+        at += bytes;
+    }
+    let mut json = serde_json::to_vec(&entries).map_err(|source| ExportError::Header { rank, source })?;
+    drop(entries);
+    json.resize((LENGTH_BYTES + json.len()).next_multiple_of(HEADER_UNIT) - LENGTH_BYTES, b' ');
+    let mut header = (json.len() as u64).to_le_bytes().to_vec();
+    header.append(&mut json);
+
+    let mut to = header.len() as u64;
+    let mut constants = Vec::new();
+    for (tensor, _) in tensors {
+        match tensor.content {
+            Content::Constant(bytes) => {
+                let after = to + bytes.len() as u64;
+                constants.push((to, bytes));
+                to = after;
+            }
+            Content::Parts(parts) => {
+                for SlicePart { slice, bytes } in parts {
+                    let at = schedule.tensors[slice].offset + bytes.start;
+                    let bytes = bytes.end - bytes.start;
+                    if bytes > 0 {
+                        runs.push(Run { at, bytes, file: number, to });
+                    }
+                    to += bytes;
+                }
+            }
+        }
+    }
+    Ok(FileLayout { header, constants, bytes: to })
+}

@@ -1,0 +1,150 @@
+//! The documents: one for each engine and kind of family.
+
+use super::EngineError;
+use crate::yaml;
+use serde::Deserialize;
+use std::num::NonZero;
+
+macro_rules! documents {
+    ($($name:literal)*) => {
+        [$(($name, include_str!(concat!("../../engines/", $name)))),*]
+    };
+}
+
+/// The documents that come with the planner.
+const BUILT_IN: &[(&str, &str)] = &documents! {
+    "vllm/decoder.yaml"
+    "vllm/deepseek_v3.yaml"
+    "vllm/gemma2.yaml"
+    "vllm/gpt_neox.yaml"
+    "vllm/mixtral.yaml"
+    "vllm/qwen3_moe.yaml"
+};
+
+/// Engines that have no document yet, though people ask for them.
+const WITHOUT: [&str; 1] = ["sglang"];
+
+/// What an engine calls the weights of some families, and what its ranks hold of them.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineNames {
+    /// The engine.
+    pub engine: String,
+    /// Its versions that were tried.
+    pub tested: Vec<String>,
+    /// The families, by `model_type`.
+    pub model_types: Vec<String>,
+    /// What the rows of vocabulary-parallel weights are filled up to a multiple of, before they are cut.
+    pub(super) vocabulary_multiple: NonZero<u32>,
+    /// What the embedding is called where it is the output head too.
+    #[serde(default)]
+    pub(super) tied: Option<String>,
+    pub(super) weights: Vec<Weight>,
+    pub(super) constants: Vec<Constant>,
+}
+
+/// Tensors of the checkpoint, and what they become. A `*` stands for a number. Where `into` has one less, tensors that differ in their last
+/// number are stacked in its order.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Weight {
+    /// In the order in which they follow one another.
+    pub(super) from: Vec<String>,
+    pub(super) into: String,
+    /// Whole on every rank, where it is absent.
+    #[serde(default)]
+    pub(super) cut: Option<Cut>,
+    /// So many kinds of rows take turns in the checkpoint, a head's at a time, and follow one another in the engine.
+    #[serde(default)]
+    pub(super) interleaved: Option<NonZero<u32>>,
+}
+
+/// How a tensor of the checkpoint is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Cut {
+    /// Along this dimension, evenly.
+    Dim(usize),
+    /// Along the first, filled up.
+    Named(NamedCut),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum NamedCut {
+    Vocabulary,
+}
+
+/// A number in single precision that no checkpoint has, one for each layer.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Constant {
+    pub(super) name: String,
+    pub(super) value: f32,
+}
+
+/// The engines that have documents.
+pub fn engines() -> Vec<String> {
+    let mut names: Vec<String> =
+        BUILT_IN.iter().filter_map(|(name, _)| Some(name.split_once('/')?.0.to_owned())).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+impl EngineNames {
+    /// What `engine` calls the weights of models of type `model_type`.
+    ///
+    /// # Errors
+    /// [`EngineError`] when no document tells.
+    pub fn of(engine: &str, model_type: &str) -> Result<Self, EngineError> {
+        let mut known = Vec::new();
+        for (name, text) in BUILT_IN.iter().filter(|(name, _)| name.split('/').next() == Some(engine)) {
+            let document: Self = yaml::from_str(text).map_err(|error| EngineError::Document {
+                name: (*name).to_owned(),
+                reason: error.to_string(),
+            })?;
+            if document.model_types.iter().any(|known| known == model_type) {
+                return Ok(document);
+            }
+            known.extend(document.model_types);
+        }
+        known.sort();
+        if known.is_empty() && !WITHOUT.contains(&engine) {
+            return Err(EngineError::NoSuchEngine { engine: engine.to_owned(), known: engines() });
+        }
+        Err(EngineError::NotProven { engine: engine.to_owned(), model_type: model_type.to_owned(), known })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_document_is_read_and_names_each_tensor_once() {
+        for (name, text) in BUILT_IN {
+            let document: EngineNames = yaml::from_str(text).unwrap();
+            assert!(name.starts_with(&document.engine));
+            let mut from: Vec<&String> = document.weights.iter().flat_map(|weight| &weight.from).collect();
+            let all = from.len();
+            from.sort();
+            from.dedup();
+            assert_eq!(from.len(), all, "{name}");
+            for weight in &document.weights {
+                let stars = |text: &str| text.split('.').filter(|part| *part == "*").count();
+                let into = stars(&weight.into);
+                assert!(
+                    weight.from.iter().all(|from| (into..=into + 1).contains(&stars(from))),
+                    "{name}: {weight:?}"
+                );
+            }
+            for model_type in &document.model_types {
+                assert_eq!(EngineNames::of(&document.engine, model_type).unwrap(), document);
+            }
+        }
+        assert!(matches!(EngineNames::of("vllm", "bert"), Err(EngineError::NotProven { .. })));
+        assert!(matches!(EngineNames::of("sglang", "llama"), Err(EngineError::NotProven { .. })));
+        assert!(matches!(EngineNames::of("tgi", "llama"), Err(EngineError::NoSuchEngine { .. })));
+    }
+}

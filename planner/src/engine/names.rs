@@ -1,0 +1,293 @@
+//! From a rank's slices to the engine's tensors.
+
+use super::{
+    EngineError, EngineNames,
+    document::{Cut, NamedCut, Weight},
+};
+use crate::{
+    checkpoint::Dtype,
+    graph::collapse,
+    mesh::Mesh,
+    partition::{Partition, Remainder, Split},
+    plan::{Plan, TensorGroup},
+};
+use std::{collections::BTreeMap, num::NonZero};
+
+/// A slice that a rank holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldSlice<'a> {
+    /// Its tensor's name in the checkpoint.
+    pub name: &'a str,
+    /// Its dtype, as it is loaded.
+    pub dtype: Dtype,
+    /// Its shape, padding included.
+    pub shape: &'a [u64],
+}
+
+/// One of the engine's tensors, as a rank holds it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineTensor {
+    /// The engine's name.
+    pub name: String,
+    /// Its dtype.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// What it consists of.
+    pub content: EngineContent,
+}
+
+/// What one of the engine's tensors consists of.
+#[derive(Debug, Clone, PartialEq)]
+pub enum EngineContent {
+    /// Parts of the rank's slices, one after the other.
+    Parts(Vec<Part>),
+    /// A number.
+    Constant(f32),
+}
+
+/// Rows of a slice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Which of the slices.
+    pub slice: usize,
+    /// First row; a slice without dimensions has one.
+    pub start: u64,
+    /// One past the last row.
+    pub stop: u64,
+}
+
+/// The slices that make up one of the engine's tensors: each with its number, where they are stacked, and its place in the order of
+/// what is fused.
+type Pieces<'a> = Vec<(Option<u32>, usize, usize, &'a Weight)>;
+
+impl EngineNames {
+    /// The plan of what the engine's ranks hold, which differs from `plan` in little: biases that one rank adds are on every rank, and
+    /// vocabularies are filled up as the engine does it.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the engine cuts otherwise than the plan, or nobody knows how.
+    pub fn adapted(&self, plan: &Plan) -> Result<Plan, EngineError> {
+        let unproven =
+            |what: &str| EngineError::Layout { engine: self.engine.clone(), what: what.to_owned() };
+        if let Some(how) = &plan.model.quantised {
+            return Err(unproven(&format!("weights that are quantised ({how})")));
+        }
+        if plan.mesh.pp() > 1 {
+            return Err(unproven("pipeline stages"));
+        }
+        if plan.mesh.dp() > 1 {
+            return Err(unproven("data-parallel copies"));
+        }
+        if !plan.weights.is_empty() {
+            return Err(unproven("unequal shares"));
+        }
+        let mut adapted = plan.clone();
+        for group in &mut adapted.tensors {
+            let weight = self.weight_of(group)?;
+            group.partition = self.partition(plan.mesh, group, weight)?;
+        }
+        Ok(adapted)
+    }
+
+    fn weight_of(&self, group: &TensorGroup) -> Result<&Weight, EngineError> {
+        let tensor = group.collapsed();
+        let weight = self.weights.iter().find(|weight| weight.from.contains(&tensor));
+        weight.ok_or_else(|| EngineError::UnknownTensor { engine: self.engine.clone(), tensor })
+    }
+
+    /// How the engine's ranks share the tensors of `group`.
+    fn partition(&self, mesh: Mesh, group: &TensorGroup, weight: &Weight) -> Result<Partition, EngineError> {
+        let expected = match weight.cut {
+            None => "whole on every rank".to_owned(),
+            Some(Cut::Dim(dim)) => format!("cut evenly along dimension {dim}"),
+            Some(Cut::Named(NamedCut::Vocabulary)) => "cut along the vocabulary".to_owned(),
+        };
+        let other = |found: &str| EngineError::OtherCut {
+            engine: self.engine.clone(),
+            tensor: group.collapsed(),
+            expected: expected.clone(),
+            found: found.to_owned(),
+        };
+        match (weight.cut, &group.partition) {
+            (None, Partition::Replicated | Partition::FirstRank) => Ok(Partition::Replicated),
+            // One rank has all of everything.
+            (Some(Cut::Dim(_)), partition @ Partition::Replicated) if mesh.tp() == 1 => Ok(partition.clone()),
+            // Whole experts: the engine has those of the rank.
+            (Some(Cut::Dim(_)), partition @ Partition::Assigned(_)) if is_stacked(weight, group) => {
+                Ok(partition.clone())
+            }
+            (Some(Cut::Dim(dim)), Partition::Split(split)) if split.dim == dim => match split.remainder {
+                Remainder::Refuse => Ok(group.partition.clone()),
+                Remainder::Uneven | Remainder::Pad => Err(other("unevenly")),
+            },
+            (
+                Some(Cut::Named(NamedCut::Vocabulary)),
+                partition @ (Partition::Split(_) | Partition::Replicated),
+            ) => {
+                let (tp, multiple) = (mesh.tp(), self.vocabulary_multiple.get());
+                let each = NonZero::new(multiple / tp).filter(|_| multiple.is_multiple_of(tp));
+                let each = each.ok_or_else(|| EngineError::Layout {
+                    engine: self.engine.clone(),
+                    what: format!("a vocabulary on {tp} ranks"),
+                })?;
+                match partition {
+                    Partition::Split(split) if split.dim == 0 && split.segments.len() == 1 => {
+                        let (remainder, multiple) = (Remainder::Pad, Some(each));
+                        Ok(Partition::Split(Split { remainder, multiple, ..split.clone() }))
+                    }
+                    Partition::Replicated if tp == 1 => Ok(partition.clone()),
+                    _ => Err(other("otherwise")),
+                }
+            }
+            (_, Partition::Replicated) => Err(other("holds it whole on every rank")),
+            (_, Partition::FirstRank) => Err(other("holds it on one rank")),
+            (_, Partition::Split(split)) => Err(other(&format!("cuts it along dimension {}", split.dim))),
+            (_, Partition::Assigned(_)) => Err(other("deals it whole")),
+        }
+    }
+
+    /// The engine's tensors on `rank`, which holds `held` by the [adapted](Self::adapted) `plan`: in the order in which the first slice of
+    /// each comes. Every slice is in one of them, all of it.
+    ///
+    /// # Errors
+    /// [`EngineError::Incomplete`] when slices do not make up a tensor.
+    pub fn tensors(
+        &self,
+        plan: &Plan,
+        rank: u32,
+        held: &[HeldSlice<'_>],
+    ) -> Result<Vec<EngineTensor>, EngineError> {
+        let has_head = held.iter().any(|slice| slice.name == "lm_head.weight");
+        if plan.model.tied_embeddings && has_head {
+            let what = "an output head that is stored though it is the embedding".to_owned();
+            return Err(EngineError::Layout { engine: self.engine.clone(), what });
+        }
+        let mut wanted: BTreeMap<String, Pieces<'_>> = BTreeMap::new();
+        for (place, slice) in held.iter().enumerate() {
+            let (template, numbers) = collapse(slice.name);
+            let of = |weight: &&Weight| weight.from.contains(&template);
+            let Some(weight) = self.weights.iter().find(of) else {
+                let (engine, tensor) = (self.engine.clone(), slice.name.to_owned());
+                return Err(EngineError::UnknownTensor { engine, tensor });
+            };
+            let order = weight.from.iter().position(|from| *from == template).unwrap_or(0);
+            let is_tied = plan.model.tied_embeddings && weight.cut == Some(Cut::Named(NamedCut::Vocabulary));
+            let (name, left) = match &self.tied {
+                Some(tied) if is_tied => (tied.clone(), &numbers[..0]),
+                _ => filled(&weight.into, &numbers),
+            };
+            wanted.entry(name).or_default().push((left.first().copied(), order, place, weight));
+        }
+        let mut tensors = Vec::with_capacity(wanted.len());
+        for (name, mut pieces) in wanted {
+            pieces.sort_by_key(|(number, order, ..)| (*number, *order));
+            let first = pieces.iter().map(|(_, _, place, _)| *place).min().unwrap_or(0);
+            tensors.push((first, tensor(rank, name, &pieces, (held, plan.model.head_size))?));
+        }
+        tensors.sort_by_key(|(first, _)| *first);
+        let layers = plan.stages.iter().flat_map(|stage| stage.start..stage.stop);
+        let constants = layers.flat_map(|layer| {
+            self.constants.iter().map(move |constant| EngineTensor {
+                name: constant.name.replacen('*', &layer.to_string(), 1),
+                dtype: Dtype::F32,
+                shape: Vec::new(),
+                content: EngineContent::Constant(constant.value),
+            })
+        });
+        Ok(constants.chain(tensors.into_iter().map(|(_, tensor)| tensor)).collect())
+    }
+
+    /// What the engine calls the file `part`, counted from 0, of a rank of the tensor-parallel group.
+    pub fn file_name(&self, rank: u32, part: usize) -> String {
+        format!("model-rank-{rank}-part-{part}.safetensors")
+    }
+}
+
+/// Whether tensors of `group` are stacked.
+fn is_stacked(weight: &Weight, group: &TensorGroup) -> bool {
+    let stars = |text: &str| text.split('.').filter(|part| *part == "*").count();
+    stars(&weight.into) < stars(&group.collapsed())
+}
+
+/// The name `into` with these numbers, and those that are left over.
+fn filled<'a>(into: &str, numbers: &'a [u32]) -> (String, &'a [u32]) {
+    let mut left = numbers;
+    let mut name = String::with_capacity(into.len());
+    for (place, part) in into.split('.').enumerate() {
+        if place > 0 {
+            name.push('.');
+        }
+        match (part, left.split_first()) {
+            ("*", Some((number, rest))) => {
+                name.push_str(&number.to_string());
+                left = rest;
+            }
+            _ => name.push_str(part),
+        }
+    }
+    (name, left)
+}
+
+/// The tensor that `pieces` make up, which are in order.
+fn tensor(
+    rank: u32,
+    name: String,
+    pieces: &Pieces<'_>,
+    (held, head_size): (&[HeldSlice<'_>], Option<u64>),
+) -> Result<EngineTensor, EngineError> {
+    let incomplete = |reason: String| EngineError::Incomplete { rank, tensor: name.clone(), reason };
+    let Some(&(number, _, first, weight)) = pieces.first() else {
+        return Err(incomplete("it has no parts".to_owned()));
+    };
+    let (dtype, fused) = (held[first].dtype, weight.from.len());
+    let is_stacked = number.is_some();
+    let missing = pieces.chunks(fused).find(|chunk| {
+        chunk.iter().map(|(_, order, ..)| *order).ne(0..fused) || chunk[0].0 != chunk[chunk.len() - 1].0
+    });
+    if missing.is_some() {
+        return Err(incomplete(format!("it wants all of {}", weight.from.join(", "))));
+    }
+    let trailing = |place: usize| held[place].shape.get(1..).unwrap_or_default();
+    let mut parts = Vec::with_capacity(pieces.len());
+    let mut rows = 0u64;
+    for &(_, _, place, weight) in pieces {
+        let slice = &held[place];
+        if slice.dtype != dtype || trailing(place) != trailing(first) {
+            return Err(incomplete(format!(
+                "{} is {} {:?}, and {} is {} {:?}",
+                held[first].name, dtype, held[first].shape, slice.name, slice.dtype, slice.shape
+            )));
+        }
+        let own = slice.shape.first().copied().unwrap_or(1);
+        match weight.interleaved {
+            None => parts.push(Part { slice: place, start: 0, stop: own }),
+            Some(kinds) => {
+                let (kinds, unit) = (u64::from(kinds.get()), head_size.unwrap_or(0));
+                let heads = own.checked_div(kinds.saturating_mul(unit)).unwrap_or(0);
+                if heads * kinds * unit != own {
+                    return Err(incomplete(format!(
+                        "{} has no whole heads of {kinds} times {unit} rows",
+                        slice.name
+                    )));
+                }
+                parts.extend((0..kinds).flat_map(|kind| {
+                    (0..heads).map(move |head| {
+                        let start = (head * kinds + kind) * unit;
+                        Part { slice: place, start, stop: start + unit }
+                    })
+                }));
+            }
+        }
+        rows += own;
+    }
+    let mut shape = held[first].shape.to_vec();
+    let stacked = (pieces.len() / fused) as u64;
+    if let Some(first) = shape.first_mut() {
+        *first = rows / stacked;
+    }
+    if is_stacked {
+        shape.insert(0, stacked);
+    }
+    Ok(EngineTensor { name, dtype, shape, content: EngineContent::Parts(parts) })
+}
