@@ -397,6 +397,9 @@ pub(crate) struct Load {
     /// Load this rank: alone, or with the others where --rendezvous or the launcher says how to meet them
     #[arg(long, help_heading = "Ranks")]
     pub(crate) rank: Option<u32>,
+    /// Load --rank alone, whatever a launcher says
+    #[arg(long, requires = "rank", conflicts_with_all = ["world_size", "rendezvous"], help_heading = "Ranks")]
+    pub(crate) alone: bool,
     /// How many ranks there are, where the launcher does not say
     #[arg(long, value_name = "N", help_heading = "Ranks")]
     pub(crate) world_size: Option<u32>,

@@ -1,6 +1,6 @@
 //! From typed errors to a message and an exit code: the only place that knows both.
 
-use crate::picture::OverlayError;
+use crate::{CallError, picture::OverlayError};
 use shardwright_loader::{
     collective::CollectiveError,
     detect::DetectError,
@@ -53,6 +53,14 @@ pub(crate) struct Failure {
     pub(crate) kind: Kind,
     pub(crate) message: String,
     pub(crate) help: Option<String>,
+}
+
+impl From<Failure> for CallError {
+    fn from(failure: Failure) -> Self {
+        let text = failure.to_string();
+        let message = text.strip_prefix("error: ").unwrap_or(&text).trim_end().to_owned();
+        Self { code: failure.kind as u8, message }
+    }
 }
 
 impl Failure {

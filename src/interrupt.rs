@@ -20,6 +20,9 @@ use std::{
 /// How often the watchdog looks around.
 const TICK: Duration = Duration::from_millis(50);
 
+/// Signals are the process's, and so is who hears them: a command that loads twice stops for good.
+static LISTENING: Mutex<Option<Interrupts>> = Mutex::new(None);
+
 /// SIGINT and SIGTERM, from the first time that somebody listens.
 #[derive(Clone)]
 pub(crate) struct Interrupts {
@@ -29,8 +32,6 @@ pub(crate) struct Interrupts {
 impl Interrupts {
     /// From now on a signal does not end the program; whoever works looks at the flag.
     pub(crate) fn listen() -> Result<Self, Failure> {
-        // Signals are the process's, and so is who hears them: a command that loads twice stops for good.
-        static LISTENING: Mutex<Option<Interrupts>> = Mutex::new(None);
         let mut listening = LISTENING.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(interrupts) = listening.as_ref() {
             return Ok(interrupts.clone());
@@ -47,6 +48,17 @@ impl Interrupts {
         };
         std::thread::Builder::new().spawn(listener).map_err(failed)?;
         Ok(listening.insert(interrupts).clone())
+    }
+
+    /// Those of a caller, who sets `flag` when somebody asks to stop.
+    pub(crate) fn of(flag: &Arc<AtomicBool>) -> Self {
+        Self { flag: Arc::clone(flag) }
+    }
+
+    /// Leaves signals to the caller, who sets `flag`, unless somebody listens already.
+    pub(crate) fn lend(flag: &Arc<AtomicBool>) {
+        let mut listening = LISTENING.lock().unwrap_or_else(PoisonError::into_inner);
+        listening.get_or_insert_with(|| Self::of(flag));
     }
 
     /// Becomes true with each signal.

@@ -15,6 +15,8 @@ mod topology;
 mod topology_detect;
 mod topology_import;
 
+pub use load::{LoadRequest, Loaded, load_rank};
+
 use crate::{cli::Command, failure::Failure};
 use std::io::Write;
 

@@ -10,8 +10,8 @@ pub struct Ready<'a> {
     pub rank: u32,
     /// The tensors: those of a batch, which are some layers, in the order of their turns. None that is wrong is among them.
     pub tensors: Vec<LoadedTensor<'a>>,
-    /// The memory they lie in.
-    pub memory: &'a dyn DeviceMemory,
+    /// The memory they lie in: whoever keeps it keeps them, even when the load fails later.
+    pub memory: &'a Arc<dyn DeviceMemory>,
     /// Whether their fingerprints, summed over all ranks, are those of the files; false where they were not compared.
     pub verified: bool,
 }

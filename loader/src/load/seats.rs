@@ -8,7 +8,7 @@ use crate::{
     collective::{CollectiveError, Communicator, Lifeline, Reduce},
     device::DeviceMemory,
     numa::NumaNodes,
-    schedule::{Batches, Schedule},
+    schedule::{Batches, PlacedTensor, Schedule},
     tensors::Tensors,
     trace::{Traced, Track},
     verify::{Arrived, Standard, Verification, Verified, Verifier, VerifyError},
@@ -141,7 +141,8 @@ impl Job<'_> {
         arrivals: &Arrivals,
     ) -> Result<Option<Done>, LoadError> {
         let Seated { schedule, memory, communicator, lifeline, begin, .. } = seated;
-        let (schedule, memory, lifeline) = (*schedule, memory.as_ref(), lifeline.as_ref());
+        let (schedule, kept, lifeline) = (*schedule, &*memory, lifeline.as_ref());
+        let memory = kept.as_ref();
         let rank = schedule.rank;
         let track = Track { rank, lane: "verification".to_owned() };
         let tracer = &self.options.tracer;
@@ -180,7 +181,8 @@ impl Job<'_> {
             verifier = Some(Verifier::new(&this, communicator).map_err(not_verified)?);
         }
 
-        let entries = self.tensors.catalog().tensors();
+        let catalog = self.tensors.catalog();
+        let entries = catalog.tensors();
         let mut load = begin.elapsed();
         let (last, mut since) = (self.batches.count().saturating_sub(1), Instant::now());
         for number in 0..self.batches.count() {
@@ -217,17 +219,19 @@ impl Job<'_> {
             }
             if self.options.on_ready.is_wanted() {
                 let address = memory.place().address();
-                let all = schedule.tensors[places].iter().map(|placed| LoadedTensor {
-                    name: &entries[placed.id].name,
+                let is_right =
+                    |placed: &&PlacedTensor| wrong.iter().all(|name| **name != *entries[placed.id].name);
+                let right = schedule.tensors[places].iter().filter(is_right);
+                let tensors = right.map(|placed| LoadedTensor {
+                    name: catalog.own_name(placed.id, rank),
                     dtype: placed.held().dtype,
                     shape: &placed.held().shape,
                     address: address + placed.offset,
                     offset: placed.offset,
                     bytes: placed.held().bytes,
                 });
-                let tensors = all.filter(|tensor| !wrong.iter().any(|wrong| wrong == tensor.name)).collect();
-                let verified = verifier.is_some();
-                self.options.on_ready.tell(Ready { rank, tensors, memory, verified });
+                let (tensors, verified) = (tensors.collect(), verifier.is_some());
+                self.options.on_ready.tell(Ready { rank, tensors, memory: kept, verified });
             }
         }
         let verified = verifier.map(Verifier::finish);

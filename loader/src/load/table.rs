@@ -35,8 +35,12 @@ impl PlacedTensors {
     /// The table of what was loaded by `schedule`.
     pub(super) fn loaded(catalog: &Catalog, schedule: Schedule) -> Self {
         let rank = schedule.rank;
+        let name = |id: usize| match (catalog.own_name(id, rank), &catalog.tensors()[id].name) {
+            (own, name) if own.len() == name.len() => Arc::clone(name),
+            (own, _) => own.into(),
+        };
         let place = |tensor: PlacedTensor| TensorPlace {
-            name: catalog.own_name(tensor.id, rank),
+            name: name(tensor.id),
             held: Arc::clone(&tensor.form.held),
             offset: tensor.offset,
         };

@@ -170,13 +170,12 @@ impl Catalog {
     }
 
     /// The name that `rank` knows the tensor with this number by.
-    pub fn own_name(&self, number: usize, rank: u32) -> Arc<str> {
-        let name = &self.tensors[number].name;
-        let suffix = format!(".{RANK_PART}.{rank}");
-        match name.strip_suffix(&suffix).filter(|_| self.is_of_ranks) {
-            Some(own) => own.into(),
-            None => Arc::clone(name),
+    pub fn own_name(&self, number: usize, rank: u32) -> &str {
+        let name = &*self.tensors[number].name;
+        if !self.is_of_ranks {
+            return name;
         }
+        name.strip_suffix(&format!(".{RANK_PART}.{rank}")).unwrap_or(name)
     }
 
     /// The folder the files lie in, as it was given; `config.json` is looked for there.

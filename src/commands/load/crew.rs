@@ -203,6 +203,10 @@ impl Member {
 
 /// What the arguments and the launcher say together.
 fn part(args: &Load, plan: &Plan) -> Result<Part, Failure> {
+    if let (true, Some(rank)) = (args.alone, args.rank) {
+        check_rank(plan, rank)?;
+        return Ok(Part::alone(plan, rank));
+    }
     let launched = launched(&|name| std::env::var(name).ok()).map_err(|error| usage(&error))?;
     let launched = launched.filter(|launched| launched.world != Some(1));
     if let Some(rank) = args.rank {

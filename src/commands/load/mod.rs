@@ -1,5 +1,6 @@
 //! `shardwright load`: every rank's slices into memory, verified.
 
+mod call;
 mod crew;
 mod gpus;
 mod holding;
@@ -13,6 +14,7 @@ use crate::{
     output::{print_notes, write_whole},
     progress,
 };
+pub use call::{LoadRequest, Loaded, load_rank};
 use crew::{Company, Crew};
 use shardwright_loader::{
     load::{LoadOptions, OnReady, load},

@@ -1,0 +1,134 @@
+"""Weights as tensors: the bytes of the checkpoint's slices, without a copy, for as long as somebody looks."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import numpy
+import pytest
+from safetensors.numpy import load_file
+
+import shardwright
+
+torch = pytest.importorskip("torch")
+from safetensors.torch import load_file as load_torch  # noqa: E402
+
+
+def whole(checkpoint: Path) -> dict[str, torch.Tensor]:
+    files = sorted(checkpoint.glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_torch(file).items()}
+
+
+def cut(tensor: torch.Tensor, held: dict) -> torch.Tensor:
+    """The boxes of a slice, one after the other along the dimension that is cut, and rows of zeros."""
+    boxes = [tensor[tuple(slice(a, b) for a, b in zip(box["start"], box["stop"]))] for box in held["boxes"]]
+    shape = list(held["shape"])
+    dims = [dim for dim, size in enumerate(shape) if boxes[0].shape[dim] != size]
+    joined = torch.cat(boxes, dim=dims[0] if dims and len(boxes) > 1 else 0) if len(boxes) > 1 else boxes[0]
+    padding = held.get("pad_rows", 0)
+    if padding:
+        joined = torch.cat([joined, torch.zeros(padding, *joined.shape[1:], dtype=joined.dtype)])
+    return joined
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4])
+def test_each_rank_has_the_slices_of_the_checkpoint(tp, checkpoint, planned):
+    plan = planned(tp)
+    tensors = whole(checkpoint)
+    for rank in range(tp):
+        held = shardwright.slices(plan, rank)["tensors"]
+        weights = shardwright.load(plan, rank, device="host")
+        assert set(weights) == set(held) and len(weights) == len(held)
+        assert weights.report["verified_tensors"] == len(held)
+        for name, tensor in weights.items():
+            view = torch.from_dlpack(tensor)
+            assert tuple(view.shape) == tensor.shape and tensor.device == "cpu"
+            assert torch.equal(view, cut(tensors[name], held[name])), (rank, name)
+            assert tensor.nbytes == view.numel() * view.element_size()
+
+
+def test_tensors_come_in_the_order_of_the_layers(planned):
+    names = [tensor.name for tensor in shardwright.stream(planned(2), 1, device="host")]
+    assert "embed_tokens" in names[0]
+    layers = [int(name.split("layers.")[1].split(".")[0]) for name in names if "layers." in name]
+    assert layers == sorted(layers)
+
+
+def test_an_exports_folder_is_loaded_by_the_same_names(checkpoint, planned, tmp_path):
+    plan = planned(2)
+    shardwright.export(plan, tmp_path / "exported")
+    own, exported = (shardwright.load(path, 1, device="host") for path in (plan, tmp_path / "exported"))
+    assert set(own) == set(exported)
+    for name in own:
+        assert torch.equal(torch.from_dlpack(own[name]), torch.from_dlpack(exported[name]))
+
+
+def test_numpy_sees_what_lies_there(tmp_path):
+    checkpoint = Path(__file__).parents[2] / "tests/fixtures/checkpoints/mistral-f32"
+    plan = tmp_path / "plan.yaml"
+    shardwright.plan(checkpoint, plan, tp=1, topology="host")
+    weights = shardwright.load(plan, 0, device="host")
+    tensors = {name: it for file in checkpoint.glob("*.safetensors") for name, it in load_file(file).items()}
+    for name, tensor in weights.items():
+        assert numpy.array_equal(numpy.from_dlpack(tensor), tensors[name])
+
+
+def resident() -> int:
+    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["VmRSS"].split()[0]) * 1024
+
+
+def test_memory_goes_with_the_last_view(tmp_path):
+    size = 256 << 20
+    checkpoint = tmp_path / "large"
+    checkpoint.mkdir()
+    from safetensors.torch import save_file
+
+    save_file({"model.layers.0.mlp.up_proj.weight": torch.ones(size // 4096 // 4, 4096)}, checkpoint / "model.safetensors")
+    (checkpoint / "config.json").write_text('{"model_type": "unknown", "num_hidden_layers": 1, "hidden_size": 4096}')
+    plan = tmp_path / "plan.yaml"
+    shardwright.plan(checkpoint, plan, tp=1, topology="host")
+    before = resident()
+    weights = shardwright.load(plan, 0, device="host", verify="off")
+    name = next(iter(weights))
+    view = torch.from_dlpack(weights[name])
+    part = view[:1]
+    del weights, view
+    gc.collect()
+    assert resident() - before > size // 2, "a view keeps it"
+    assert part.sum().item() == 4096
+    del part
+    gc.collect()
+    assert resident() - before < size // 2, "nobody looks any more"
+
+
+def test_a_capsule_is_taken_once(planned):
+    tensor = next(shardwright.stream(planned(2), 0, device="host"))
+    capsule = tensor.__dlpack__()
+    assert torch.utils.dlpack.from_dlpack(capsule).numel() > 0
+    with pytest.raises(Exception, match="(?i)capsule|dltensor"):
+        torch.utils.dlpack.from_dlpack(capsule)
+    # One that nobody takes is given back.
+    del capsule
+    tensor.__dlpack__()
+    with pytest.raises(BufferError, match="is not copied"):
+        tensor.__dlpack__(dl_device=(2, 0))
+    with pytest.raises(BufferError, match="lent, not copied"):
+        tensor.__dlpack__(copy=True)
+
+
+def test_what_fails_on_the_way_is_an_exception_of_the_iterator(checkpoint, planned, tmp_path):
+    plan = planned(2)
+    with pytest.raises(shardwright.UsageError, match="rank 7 does not exist"):
+        list(shardwright.stream(plan, 7, device="host"))
+    with pytest.raises(shardwright.UsageError, match="device"):
+        shardwright.stream(plan, 0, device="tape")
+    with pytest.raises(shardwright.BadInput):
+        shardwright.load(plan, 0, checkpoint=tmp_path / "nowhere", device="host")
+
+
+def test_progress_is_heard(planned):
+    heard: list[int] = []
+    weights = shardwright.load(planned(2), 0, device="host", progress=heard.append)
+    assert len(heard) == len(weights) and heard == sorted(heard) and heard[-1] == weights.report["bytes"]
