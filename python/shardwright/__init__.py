@@ -191,15 +191,19 @@ def stream(
     verify: str = "full",
     io: str = "auto",
     threads: int = 0,
+    rendezvous: str | None = None,
 ) -> Loading:
     """Loads a rank's weights, and gives each tensor as soon as it has arrived and is verified: the embedding first, then layer by layer.
+
+    The rank is loaded alone unless `rendezvous` says where it meets the others: `HOST:PORT` of rank 0's host. Then all ranks have to call
+    this, share the reading of each host, and verify together.
 
     `plan` is a plan or the folder of an export. `device` is "host", "cuda", or "auto" (GPUs where the plan is for them and there are
     some). `verify` is "full", "sample" or "off", against the rank's own boxes of the files. Loading goes on while the tensors are used;
     an exception of the iterator says that the rest does not come.
     """
     where = None if checkpoint is None else os.fspath(checkpoint)
-    return Loading(os.fspath(plan), rank, where, device, verify, io, threads)
+    return Loading(os.fspath(plan), rank, where, device, verify, io, threads, rendezvous)
 
 
 def load(
@@ -211,10 +215,20 @@ def load(
     verify: str = "full",
     io: str = "auto",
     threads: int = 0,
+    rendezvous: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Weights:
     """Loads all of a rank's weights; the arguments are those of `stream`. `progress` hears how many bytes have come, with each tensor."""
-    loading = stream(plan, rank, checkpoint=checkpoint, device=device, verify=verify, io=io, threads=threads)
+    loading = stream(
+        plan,
+        rank,
+        checkpoint=checkpoint,
+        device=device,
+        verify=verify,
+        io=io,
+        threads=threads,
+        rendezvous=rendezvous,
+    )
     tensors: dict[str, Tensor] = {}
     for tensor in loading:
         tensors[tensor.name] = tensor

@@ -27,6 +27,9 @@ class Report(TypedDict):
 def call(arguments: list[str]) -> str:
     """Runs a command of the program, given as its arguments, and returns what it prints."""
 
+def engine_tensors(plan: str, engine: str, rank: int, adapted: str, checkpoint: str | None = None) -> str:
+    """Writes the plan of what an engine's ranks hold, and returns the engine's tensors on a rank as JSON."""
+
 class Tensor:
     """A tensor that lies in a rank's memory."""
 
@@ -62,6 +65,7 @@ class Loading(Iterator[Tensor]):
         verify: str = "full",
         io: str = "auto",
         threads: int = 0,
+        rendezvous: str | None = None,
     ) -> None: ...
     def __next__(self) -> Tensor: ...
     @property

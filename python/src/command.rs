@@ -3,6 +3,7 @@
 use crate::error::exception;
 use pyo3::prelude::*;
 use std::{
+    path::Path,
     sync::{
         Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -48,4 +49,19 @@ pub(crate) fn call(py: Python<'_>, arguments: Vec<String>) -> PyResult<String> {
             }
         }
     }
+}
+
+/// Writes the plan of what an engine's ranks hold of `plan` to `adapted`, and returns the engine's tensors on `rank` as JSON.
+#[pyfunction]
+#[pyo3(signature = (plan, engine, rank, adapted, checkpoint = None))]
+pub(crate) fn engine_tensors(
+    py: Python<'_>,
+    plan: &str,
+    engine: &str,
+    rank: u32,
+    adapted: &str,
+    checkpoint: Option<&str>,
+) -> PyResult<String> {
+    let (plan, checkpoint, adapted) = (Path::new(plan), checkpoint.map(Path::new), Path::new(adapted));
+    py.detach(|| shardwright::engine_tensors(plan, checkpoint, engine, rank, adapted)).map_err(exception)
 }

@@ -13,6 +13,7 @@ fn _shardwright(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     error::add(module)?;
     module.add_function(wrap_pyfunction!(command::call, module)?)?;
+    module.add_function(wrap_pyfunction!(command::engine_tensors, module)?)?;
     module.add_class::<loading::Loading>()?;
     module.add_class::<tensor::Tensor>()
 }

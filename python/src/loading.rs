@@ -37,7 +37,9 @@ pub(crate) struct Loading {
 #[pymethods]
 impl Loading {
     #[new]
-    #[pyo3(signature = (plan, rank, checkpoint = None, device = "auto", verify = "full", io = "auto", threads = 0))]
+    #[pyo3(signature = (plan, rank, checkpoint = None, device = "auto", verify = "full", io = "auto", threads = 0, rendezvous = None))]
+    // Python names them.
+    #[allow(clippy::too_many_arguments)]
     fn new(
         plan: String,
         rank: u32,
@@ -46,6 +48,7 @@ impl Loading {
         verify: &str,
         io: &str,
         threads: usize,
+        rendezvous: Option<String>,
     ) -> PyResult<Self> {
         let (events, heard) = mpsc::channel();
         let interrupted: Arc<AtomicBool> = Arc::default();
@@ -54,6 +57,7 @@ impl Loading {
             plan: plan.into(),
             checkpoint: checkpoint.map(Into::into),
             rank,
+            rendezvous,
             device: device.to_owned(),
             verify: verify.to_owned(),
             io: io.to_owned(),

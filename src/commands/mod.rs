@@ -15,6 +15,7 @@ mod topology;
 mod topology_detect;
 mod topology_import;
 
+pub use export::engine_tensors;
 pub use load::{LoadRequest, Loaded, load_rank};
 
 use crate::{cli::Command, failure::Failure};

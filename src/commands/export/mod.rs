@@ -1,5 +1,6 @@
 //! `shardwright export`: every rank's slices into files, on any machine.
 
+mod call;
 mod folder;
 
 use crate::{
@@ -11,6 +12,7 @@ use crate::{
     output::{print_json, print_notes},
     progress,
 };
+pub use call::engine_tensors;
 use folder::{Claim, Folder};
 use serde_json::json;
 use shardwright_loader::{
@@ -150,16 +152,7 @@ impl Job {
     }
 
     fn engine_names(&self, schedule: &Schedule, names: &EngineNames) -> Result<Vec<FileTensor>, Failure> {
-        let entries = self.catalog.tensors();
-        let held: Vec<HeldSlice<'_>> = schedule
-            .tensors
-            .iter()
-            .map(|placed| HeldSlice {
-                name: &entries[placed.id].name,
-                dtype: placed.held().dtype,
-                shape: &placed.held().shape,
-            })
-            .collect();
+        let held = held(schedule, &self.catalog);
         let part = |part: Part| {
             let held = schedule.tensors[part.slice].held();
             let row = held.bytes / held.shape.first().copied().unwrap_or(1).max(1);
@@ -177,6 +170,16 @@ impl Job {
         };
         Ok(tensors.into_iter().map(file_tensor).collect())
     }
+}
+
+/// What the rank of `schedule` holds.
+fn held<'a>(schedule: &'a Schedule, catalog: &'a Catalog) -> Vec<HeldSlice<'a>> {
+    let slice = |placed: &'a PlacedTensor| HeldSlice {
+        name: &catalog.tensors()[placed.id].name,
+        dtype: placed.held().dtype,
+        shape: &placed.held().shape,
+    };
+    schedule.tensors.iter().map(slice).collect()
 }
 
 /// The slices under the names that the checkpoint has for their tensors.

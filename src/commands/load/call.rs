@@ -19,8 +19,10 @@ pub struct LoadRequest {
     pub plan: PathBuf,
     /// Where the checkpoint lies, if not where it was planned.
     pub checkpoint: Option<PathBuf>,
-    /// The rank; it is loaded alone, and verified against its own boxes of the files.
+    /// The rank. It is loaded alone, and verified against its own boxes of the files, unless it meets the others.
     pub rank: u32,
+    /// Where it meets the other ranks, `HOST:PORT` of rank 0's host: then they share the reading, and verify together.
+    pub rendezvous: Option<String>,
     /// `auto`, `host` or `cuda`.
     pub device: String,
     /// `full`, `sample` or `off`.
@@ -60,7 +62,10 @@ impl LoadRequest {
     fn arguments(&self) -> Result<cli::Load, CallError> {
         let mut arguments = vec!["shardwright".into(), "load".into(), self.plan.clone().into_os_string()];
         let option = |name: &str, value: &str| [name.into(), value.into()];
-        arguments.push("--alone".into());
+        match &self.rendezvous {
+            None => arguments.push("--alone".into()),
+            Some(address) => arguments.extend(option("--rendezvous", address)),
+        }
         arguments.extend(option("--rank", &self.rank.to_string()));
         arguments.extend(option("--device", &self.device));
         arguments.extend(option("--verify", &self.verify));
