@@ -451,6 +451,9 @@ pub(crate) struct Export {
     /// Write this rank alone
     #[arg(long)]
     pub(crate) rank: Option<u32>,
+    /// Read back what was written and compare it with the checkpoint: all of it, one tensor in 16 of each kind, or nothing
+    #[arg(long, value_enum, default_value_t = Verify::Full)]
+    pub(crate) verify: Verify,
     /// Begin another file when one would become larger
     #[arg(long, value_name = "SIZE", default_value = "5 GB")]
     pub(crate) max_file_size: Bytes,

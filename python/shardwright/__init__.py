@@ -138,12 +138,13 @@ def export(
     engine: str | None = None,
     rank: int | None = None,
     checkpoint: Path | None = None,
+    verify: str = "full",
     max_file_size: str | None = None,
 ) -> dict[str, Any]:
     """Writes each rank's part into files, on any machine; `rank` writes that one alone.
 
     `format` is "shardwright", for `load`, or "sharded-state" with an `engine`, for the engine's own loader of that name. What was written
-    is read back and compared with the checkpoint before the folder gets its name.
+    is read back and compared with the checkpoint before the folder gets its name, unless `verify` is "sample" or "off".
     """
     return _json(
         "export",
@@ -153,6 +154,7 @@ def export(
         engine=engine,
         rank=rank,
         checkpoint=checkpoint,
+        verify=verify,
         max_file_size=max_file_size,
         json=True,
     )

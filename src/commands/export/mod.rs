@@ -5,6 +5,7 @@ mod folder;
 
 use crate::{
     cli::{Export, ExportFormat},
+    commands::load::extent,
     failure::{Failure, Kind},
     figures,
     inputs::{check_rank, plan_and_checkpoint},
@@ -21,7 +22,7 @@ use shardwright_loader::{
     load::{LoadError, LoadOptions, LoadedRank, Seat, cores, load},
     schedule::{PlacedTensor, Schedule},
     source::{Io, open},
-    verify::{Extent, Verified},
+    verify::Verified,
 };
 use shardwright_planner::{
     checkpoint::Catalog,
@@ -93,7 +94,7 @@ pub(crate) fn run(args: &Export, out: &mut dyn Write) -> Result<(), Failure> {
     let files = open(catalog, Io::Auto, false, cores()).map_err(LoadError::from)?;
     print_notes(&files.notes);
     let options =
-        LoadOptions { verify: Some(Extent::Full), interrupted: interrupts.flag(), ..LoadOptions::default() };
+        LoadOptions { verify: extent(args.verify), interrupted: interrupts.flag(), ..LoadOptions::default() };
     let written = progress::with_bar("exporting", plan, catalog, &ranks, |progress| {
         let alone = args.rank.is_some();
         let mut ends = local_group(if alone { 0 } else { world }, PATIENCE).into_iter();
@@ -104,10 +105,10 @@ pub(crate) fn run(args: &Export, out: &mut dyn Write) -> Result<(), Failure> {
         });
         load(plan, catalog, files.source.as_ref(), seats.collect(), &options, progress)
     })?;
-    let verified = verdict(&written)?;
+    let verified = verdict(&written)?.cloned();
     let records: Vec<&RankRecord> = parts.iter().map(|part| &part.record).collect();
     folder.publish(&job.given, catalog.folder(), &records)?;
-    print(args, &parts, verified, begin.elapsed(), out)
+    print(args, &parts, verified.as_ref(), begin.elapsed(), out)
 }
 
 impl Job {
@@ -193,13 +194,10 @@ fn own_names(schedule: &Schedule, catalog: &Catalog) -> Vec<FileTensor> {
     schedule.tensors.iter().enumerate().map(tensor).collect()
 }
 
-/// What verification found, where all is right.
-fn verdict(written: &[LoadedRank]) -> Result<&Verified, Failure> {
+/// What verification found, where it was asked for and all is right.
+fn verdict(written: &[LoadedRank]) -> Result<Option<&Verified>, Failure> {
     let verified = written.first().and_then(|rank| rank.verified.as_ref());
-    let Some(verified) = verified else {
-        return Err(Failure::new(Kind::Environment, "nothing was verified"));
-    };
-    let wrong = &verified.mismatches;
+    let wrong = verified.map_or(&[][..], |verified| &verified.mismatches);
     if wrong.is_empty() {
         return Ok(verified);
     }
@@ -216,7 +214,7 @@ fn verdict(written: &[LoadedRank]) -> Result<&Verified, Failure> {
 fn print(
     args: &Export,
     parts: &[RankPart],
-    verified: &Verified,
+    verified: Option<&Verified>,
     elapsed: Duration,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
@@ -234,8 +232,8 @@ fn print(
                 "ranks": ranks,
                 "bytes": bytes,
                 "seconds": elapsed.as_secs_f64(),
-                "verified": true,
-                "verified_tensors": verified.tensors,
+                "verified": verified.map(|_| true),
+                "verified_tensors": verified.map(|verified| verified.tensors),
             }),
         );
     }
@@ -253,7 +251,16 @@ fn print(
         Some(_) => "are those of this rank's boxes in the checkpoint",
         None => "add up to those of the checkpoint",
     };
-    let tensors = count(verified.tensors, "tensor");
-    writeln!(out, "verified: the fingerprints of the written files {whose}, for all {tensors}")?;
+    let Some(verified) = verified else {
+        writeln!(out, "not verified: --verify off")?;
+        return Ok(());
+    };
+    let tensors = match verified.left_out {
+        0 => format!("all {}", count(verified.tensors, "tensor")),
+        left_out => {
+            format!("{} of {}", verified.tensors, count(verified.tensors + left_out, "tensor"))
+        }
+    };
+    writeln!(out, "verified: the fingerprints of the written files {whose}, for {tensors}")?;
     Ok(())
 }

@@ -84,7 +84,8 @@ pub(crate) fn run(args: &Load, out: &mut dyn Write) -> Result<(), Failure> {
     }
 }
 
-fn extent(verify: Verify) -> Option<Extent> {
+/// What is verified.
+pub(crate) fn extent(verify: Verify) -> Option<Extent> {
     match verify {
         Verify::Full => Some(Extent::Full),
         Verify::Sample => Some(Extent::Sample),

@@ -1,0 +1,101 @@
+"""Weights for torch, without an engine: into a module's parameters, or as a `DTensor` of a device mesh.
+
+Each rank reads only what it holds. Under `torchrun` with a process group, ranks agree over that group that all have what they
+should; `rendezvous` of `shardwright.load` lets them share the reading of a host, too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+import shardwright
+
+__all__ = ["fill", "full_shapes", "sharded", "tensors"]
+
+
+def tensors(weights: Mapping[str, shardwright.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights as torch sees them, where they lie."""
+    return {name: torch.from_dlpack(tensor) for name, tensor in weights.items()}
+
+
+def fill(
+    module: nn.Module,
+    weights: Iterable[shardwright.Tensor] | Mapping[str, shardwright.Tensor],
+    *,
+    prefix: str = "",
+    strict: bool = True,
+) -> list[str]:
+    """Copies what arrives into the module's parameters and buffers of the same names, less `prefix`, and gives the names it had no weights for.
+
+    `weights` is what `shardwright.load` gives, or, so that reading goes on meanwhile, `shardwright.stream`. Every shape has to be that
+    of the rank's slice: build the module with the sizes of one rank. Raises `KeyError` for a weight that the module does not have and,
+    where `strict`, for a parameter without a weight; `ValueError` for another shape.
+    """
+    state = dict(module.state_dict(keep_vars=True))
+    left = set(state)
+    arriving = weights.values() if isinstance(weights, Mapping) else weights
+    for tensor in arriving:
+        name = tensor.name.removeprefix(prefix)
+        if name not in state:
+            raise KeyError(f"the module has no parameter for {tensor.name}")
+        into = state[name]
+        if tuple(into.shape) != tensor.shape:
+            raise ValueError(f"{tensor.name}: this rank holds {tensor.shape}, and the module has {tuple(into.shape)}")
+        with torch.no_grad():
+            into.copy_(torch.from_dlpack(tensor))
+        left.discard(name)
+        # Parameters that share memory, such as tied embeddings, are filled together.
+        left = {other for other in left if state[other].data_ptr() != into.data_ptr()}
+    missing = sorted(left)
+    if missing and strict:
+        raise KeyError(f"this rank has no weights for {missing[:5]}{' and more' if len(missing) > 5 else ''}")
+    return missing
+
+
+def full_shapes(checkpoint: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of whole tensors, by their names."""
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(os.listdir(checkpoint)):
+        if file.endswith(".safetensors"):
+            with safe_open(os.path.join(checkpoint, file), "pt") as opened:
+                shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
+    return shapes
+
+
+def sharded(
+    weights: Mapping[str, shardwright.Tensor],
+    slices: Mapping[str, Any],
+    mesh: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, Any]:
+    """The weights as `DTensor`s over the one-dimensional `mesh` of a tensor-parallel group.
+
+    `slices` is what `shardwright.slices` says of this rank, `shapes` are those of whole tensors. A tensor that is cut along one
+    dimension becomes `Shard` of it, one that all ranks hold `Replicate`. Raises `ValueError` for a slice that no placement of DTensor
+    describes: of several boxes, uneven, or filled up; take those as plain tensors.
+    """
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    held = slices["tensors"]
+    count, rank = mesh.size(), mesh.get_local_rank()
+    distributed: dict[str, Any] = {}
+    for name, tensor in weights.items():
+        local, whole = torch.from_dlpack(tensor), shapes[name]
+        if tuple(local.shape) == tuple(whole):
+            placement: Any = Replicate()
+        else:
+            boxes = held[name]["boxes"]
+            cut = [dim for dim, size in enumerate(whole) if tensor.shape[dim] != size]
+            even = len(cut) == 1 and tensor.shape[cut[0]] * count == whole[cut[0]]
+            if len(boxes) != 1 or not even or boxes[0]["start"][cut[0]] != rank * tensor.shape[cut[0]]:
+                raise ValueError(f"{name}: no placement of DTensor is {held[name]} of {whole}")
+            placement = Shard(cut[0])
+        distributed[name] = DTensor.from_local(local, mesh, [placement], run_check=False)
+    return distributed
