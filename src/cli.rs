@@ -55,7 +55,7 @@ pub(crate) enum Command {
     Load(Load),
     /// Writes each rank's part into files, on any machine
     #[command(
-        after_help = "Example: shardwright export plan.yaml -o ./Llama-3.1-70B-tp8\n\nThen: shardwright load ./Llama-3.1-70B-tp8"
+        after_help = "Example: shardwright export plan.yaml -o by-rank\n\nThen: shardwright load by-rank"
     )]
     Export(Export),
     /// Shows which weights are held for other processes of this host
@@ -327,7 +327,7 @@ pub(crate) struct Plan {
 /// A plan, and where its checkpoint lies now.
 #[derive(Debug, Args)]
 pub(crate) struct PlanFile {
-    /// A plan, as `shardwright plan -o` writes it, or the folder of an export
+    /// A plan, as `shardwright plan -o` writes it; `check` and `load` take the folder of an export, too
     pub(crate) plan: PathBuf,
     /// Where the checkpoint lies, if not where it was planned
     #[arg(long)]
@@ -345,7 +345,7 @@ pub(crate) struct Check {
 
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
-    /// A plan, as `shardwright plan -o` writes it, or the folder of an export
+    /// A plan, as `shardwright plan -o` writes it
     pub(crate) plan: PathBuf,
     /// Which tensors: a glob over their names
     pub(crate) glob: String,
@@ -356,7 +356,7 @@ pub(crate) struct Explain {
 
 #[derive(Debug, Args)]
 pub(crate) struct Placement {
-    /// A plan, as `shardwright plan -o` writes it, or the folder of an export
+    /// A plan, as `shardwright plan -o` writes it
     pub(crate) plan: PathBuf,
     /// Print the environment of this node alone, NAME=VALUE a line
     #[arg(long, conflicts_with = "json")]
@@ -368,7 +368,7 @@ pub(crate) struct Placement {
 
 #[derive(Debug, Args)]
 pub(crate) struct Slices {
-    /// A plan, as `shardwright plan -o` writes it, or the folder of an export
+    /// A plan, as `shardwright plan -o` writes it
     pub(crate) plan: PathBuf,
     /// The rank
     #[arg(long)]

@@ -4,7 +4,7 @@ use crate::support::{command, finish, fixture, shardwright, text, topology_fixtu
 use std::fs;
 use tempfile::TempDir;
 
-const COMMANDS: [&[&str]; 16] = [
+const COMMANDS: [&[&str]; 17] = [
     &["inspect"],
     &["topology"],
     &["topology", "list"],
@@ -19,6 +19,7 @@ const COMMANDS: [&[&str]; 16] = [
     &["slices"],
     &["placement"],
     &["load"],
+    &["export"],
     &["attach"],
     &["demo"],
 ];
