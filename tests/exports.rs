@@ -309,3 +309,19 @@ fn what_an_engine_is_not_known_to_hold_is_refused() {
         &["vllm holds `model.layers.*.mlp.", "cut evenly along dimension", "whole on every rank"],
     );
 }
+
+#[test]
+fn a_disk_that_takes_no_more_ends_the_export_and_nothing_is_left() {
+    let (folder, plan) = planned(&fixture("llama-bf16"), [2, 1, 1]);
+    let into = folder.path().join("exported");
+    // Files may not grow beyond 64 KiB: writing fails in the middle, as on a full disk.
+    let script = r#"trap '' XFSZ; ulimit -f 64; exec "$0" export "$1" -o "$2""#;
+    let outcome = std::process::Command::new("bash")
+        .args(["-c", script, env!("CARGO_BIN_EXE_shardwright"), text(&plan), text(&into)])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(outcome.stderr).unwrap();
+    assert_eq!(outcome.status.code(), Some(4), "{said}");
+    assert!(said.contains("cannot write") && said.contains("rank-0000"), "{said}");
+    assert_eq!(listing(folder.path()), ["plan.yaml"]);
+}
