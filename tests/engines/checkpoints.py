@@ -50,10 +50,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "n_group": 2,
             "topk_group": 1,
             "topk_method": "noaux_tc",
+            # What the kernels of vLLM for CPUs are made for: 512 + 64.
             "q_lora_rank": 64,
-            "kv_lora_rank": 64,
+            "kv_lora_rank": 512,
             "qk_nope_head_dim": 32,
-            "qk_rope_head_dim": 32,
+            "qk_rope_head_dim": 64,
             "v_head_dim": 32,
             "num_nextn_predict_layers": 0,
         },

@@ -1,8 +1,8 @@
 """Runs vLLM with plain checkpoints, with exported files and with the loader, and compares.
 
-    python3 tests/engines/prove.py [--dir DIR] [--families NAME,…] [--tp 1,2] [--only tokens|bytes|speed|export]
+    python3 tests/engines/prove.py [--dir DIR] [--families NAME,…] [--tp 1,2] [--only parameters|tokens|bytes|speed|export]
 
-One table for each question: are the greedy tokens the same; how many bytes does each rank read; how long does loading take; how long
+One table for each question: are all parameters the same, bit by bit; are the greedy tokens; how many bytes does each rank read; how long does loading take; how long
 does exporting take against `cp`. The exit code is 1 where an answer is no.
 """
 
@@ -47,12 +47,16 @@ class Run:
         return max(took, default=None)
 
 
-def engine(model: Path, load_format: str, tp: int, **more: object) -> Run:
+def engine(model: Path, load_format: str, tp: int, files: Path | None = None, **more: object) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "tokens.json"
         command = [sys.executable, HERE / "tokens.py", out, model, load_format, str(tp), json.dumps(more)]
+        paths = os.pathsep.join(filter(None, [str(HERE / "compare"), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"PYTHONPATH": paths, "VLLM_COMPARE_WITH": str(files)}
         # Not from the repository: `python/` there has no extension module.
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, env=environment
+        )
         tokens = json.loads(out.read_text()) if out.exists() else None
         return Run(tokens, done.stdout + done.stderr)
 
@@ -81,12 +85,35 @@ def table(title: str, head: list[str], rows: list[list[str]]) -> None:
     sys.stdout.flush()
 
 
-def compared(plain: Run, other: Run) -> str:
+def compared(plain: Run, again: Run, other: Run) -> str:
     if plain.tokens is None:
-        return f"the plain load fails: {plain.problem()}"
+        return "the engine itself cannot run it"
     if other.tokens is None:
         return f"FAILS: {other.problem()}"
-    return "same" if plain.tokens == other.tokens else "DIFFERENT"
+    if plain.tokens == other.tokens:
+        return "same"
+    return "DIFFERENT" if again.tokens == plain.tokens else "plain loads differ among themselves"
+
+
+def parameters(run: Run, tp: int) -> str:
+    """Whether every parameter of every rank is the same, bit by bit, before the engine changes their layout."""
+    found = re.findall(r"compare: rank \d+: (\d+) of (\d+) parameters differ (.*)", run.log)
+    if len(found) != tp:
+        return f"FAILS: {run.problem()}"
+    wrong = [line for line in found if line[0] != "0"]
+    return f"{wrong[0][0]} DIFFER: {wrong[0][2]}" if wrong else "same"
+
+
+def prove_parameters(folder: Path, families: list[str], sizes: list[int]) -> bool:
+    rows = []
+    for family, tp, options, more in cases(families, sizes):
+        model = checkpoints.write(folder, family)
+        files = exported(model, tp, folder / f"{family}-{tp}{''.join(options)}", *options)
+        run = engine(model, "compare", tp, files, max_tokens=1, **more)
+        rows.append([family + "".join(f" {option}" for option in options), str(tp), parameters(run, tp)])
+        print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
+    table("Parameters of a plain load against exported files, bit by bit", ["family", "tp", "all parameters"], rows)
+    return all(row[2] == "same" for row in rows)
 
 
 def cases(families: list[str], sizes: list[int]) -> Iterator[tuple[str, int, tuple[str, ...], dict]]:
@@ -108,20 +135,23 @@ def prove_tokens(folder: Path, families: list[str], sizes: list[int]) -> bool:
         except RuntimeError as refused:
             state = Run(None, str(refused))
         ours = engine(model, "shardwright", tp, **more)
+        differ = plain.tokens is not None and not plain.tokens == state.tokens == ours.tokens
+        again = engine(model, "auto", tp, **more) if differ else plain
         whole = "loading whole tensors" in ours.log
         by_us = len(re.findall(r"shardwright: rank \d+ read", ours.log)) == tp and not whole
         row = [
             family + "".join(f" {option}" for option in options),
             str(tp),
-            compared(plain, state),
-            compared(plain, ours),
+            compared(plain, again, state),
+            compared(plain, again, ours),
             "each rank's slices" if by_us else "WHOLE TENSORS",
         ]
         rows.append(row)
         print(*row, sep="  ", file=sys.stderr, flush=True)
     head = ["family", "tp", "sharded_state files", "--load-format shardwright", "which reads"]
     table("Greedy tokens against a plain load", head, rows)
-    return all(row[2] == row[3] == "same" and row[4] != "WHOLE TENSORS" for row in rows)
+    fine = ("same", "the engine itself cannot run it", "plain loads differ among themselves")
+    return all(row[2] in fine and row[3] in fine and row[4] != "WHOLE TENSORS" for row in rows)
 
 
 def large(folder: Path, size: int) -> Path:
@@ -241,14 +271,14 @@ def main() -> None:
     parser.add_argument("--tp", default="1,2")
     parser.add_argument("--bytes", type=float, default=4e9)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=["tokens", "bytes", "speed", "export"])
+    parser.add_argument("--only", choices=["parameters", "tokens", "bytes", "speed", "export"])
     arguments = parser.parse_args()
     arguments.dir.mkdir(parents=True, exist_ok=True)
     size, rounds = int(arguments.bytes), arguments.rounds
+    families, sizes = arguments.families.split(","), [int(tp) for tp in arguments.tp.split(",")]
     questions = {
-        "tokens": lambda: prove_tokens(
-            arguments.dir, arguments.families.split(","), [int(tp) for tp in arguments.tp.split(",")]
-        ),
+        "parameters": lambda: prove_parameters(arguments.dir, families, sizes),
+        "tokens": lambda: prove_tokens(arguments.dir, families, sizes),
         "bytes": lambda: prove_bytes(arguments.dir, size),
         "speed": lambda: prove_speed(arguments.dir, size, rounds),
         "export": lambda: prove_export(arguments.dir, size, rounds),

@@ -284,3 +284,95 @@ fn file(
     }
     Ok(FileLayout { header, constants, bytes: to })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::planned;
+    use shardwright_planner::checkpoint::Catalog;
+
+    fn schedule() -> (Catalog, Schedule) {
+        let (plan, catalog) = planned("llama-bf16", 1, 1, 2);
+        let schedule = Schedule::new(&plan, &catalog, 1).unwrap();
+        (catalog, schedule)
+    }
+
+    fn tensors(catalog: &Catalog, schedule: &Schedule) -> Vec<FileTensor> {
+        let tensor = |place: usize| {
+            let placed = &schedule.tensors[place];
+            FileTensor {
+                name: catalog.tensors()[placed.id].name.to_string(),
+                dtype: placed.held().dtype,
+                shape: placed.held().shape.clone(),
+                content: Content::Parts(vec![SlicePart::whole(schedule, place)]),
+            }
+        };
+        (0..schedule.tensors.len()).map(tensor).collect()
+    }
+
+    fn laid_out(schedule: &Schedule, tensors: Vec<FileTensor>, most: u64) -> Result<RankFiles, ExportError> {
+        RankFiles::new(schedule, tensors, most, &|id| format!("tensor {id}"))
+    }
+
+    #[test]
+    fn every_byte_of_the_memory_has_one_place_in_files_whose_headers_are_read() {
+        let (catalog, schedule) = schedule();
+        for most in [1, 10_000, 50_000, u64::MAX] {
+            let files = laid_out(&schedule, tensors(&catalog, &schedule), most).unwrap();
+            assert!(files.runs.windows(2).all(|pair| pair[0].at + pair[0].bytes <= pair[1].at));
+            let bytes: u64 = files.runs.iter().map(|run| run.bytes).sum();
+            assert_eq!(bytes, schedule.tensors.iter().map(|tensor| tensor.held().bytes).sum());
+            let mut all = 0;
+            for (number, file) in files.files.iter().enumerate() {
+                let whole =
+                    [file.header.clone(), vec![0; usize::try_from(file.bytes).unwrap() - file.header.len()]]
+                        .concat();
+                let read = safetensors::SafeTensors::deserialize(&whole).unwrap();
+                all += read.len();
+                assert!(file.header.len().is_multiple_of(HEADER_UNIT));
+                // One tensor at least, and no more than were asked for.
+                assert!(read.len() == 1 || file.bytes - file.header.len() as u64 <= most);
+                // No two runs of a file have the same place, and all lie in its data.
+                let mut places: Vec<_> = files
+                    .runs
+                    .iter()
+                    .filter(|run| run.file == number)
+                    .map(|run| (run.to, run.to + run.bytes))
+                    .collect();
+                places.sort_unstable();
+                assert!(places.windows(2).all(|pair| pair[0].1 <= pair[1].0));
+                assert!(
+                    places.iter().all(|place| place.0 >= file.header.len() as u64 && place.1 <= file.bytes)
+                );
+            }
+            assert_eq!(all, schedule.tensors.len());
+        }
+    }
+
+    #[test]
+    fn what_does_not_make_up_the_slices_is_refused() {
+        let (catalog, schedule) = schedule();
+        let refused = |change: &dyn Fn(&mut Vec<FileTensor>)| {
+            let mut tensors = tensors(&catalog, &schedule);
+            change(&mut tensors);
+            laid_out(&schedule, tensors, u64::MAX).unwrap_err()
+        };
+        assert!(matches!(refused(&|all| drop(all.pop())), ExportError::NotOnce { rank: 1, .. }));
+        let again = refused(&|all| {
+            let twice = FileTensor { name: "twice".to_owned(), ..all[0].clone() };
+            all.push(twice);
+        });
+        assert!(matches!(again, ExportError::NotOnce { .. }));
+        let same = refused(&|all| all[1].name = all[0].name.clone());
+        assert!(matches!(same, ExportError::SameName { .. }), "{same}");
+        let size = refused(&|all| all[0].shape[0] += 1);
+        assert!(matches!(size, ExportError::Size { .. }), "{size}");
+        let constant = FileTensor {
+            name: "scale".to_owned(),
+            dtype: Dtype::F32,
+            shape: Vec::new(),
+            content: Content::Constant(vec![0; 3]),
+        };
+        assert!(matches!(refused(&|all| all.push(constant.clone())), ExportError::Size { .. }));
+    }
+}

@@ -54,9 +54,6 @@ pub(super) struct Weight {
     /// Whole on every rank, where it is absent.
     #[serde(default)]
     pub(super) cut: Option<Cut>,
-    /// So many kinds of rows take turns in the checkpoint, a head's at a time, and follow one another in the engine.
-    #[serde(default)]
-    pub(super) interleaved: Option<NonZero<u32>>,
 }
 
 /// How a tensor of the checkpoint is cut.

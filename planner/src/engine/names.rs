@@ -183,7 +183,7 @@ impl EngineNames {
         for (name, mut pieces) in wanted {
             pieces.sort_by_key(|(number, order, ..)| (*number, *order));
             let first = pieces.iter().map(|(_, _, place, _)| *place).min().unwrap_or(0);
-            tensors.push((first, tensor(rank, name, &pieces, (held, plan.model.head_size))?));
+            tensors.push((first, tensor(rank, name, &pieces, held)?));
         }
         tensors.sort_by_key(|(first, _)| *first);
         let layers = plan.stages.iter().flat_map(|stage| stage.start..stage.stop);
@@ -234,7 +234,7 @@ fn tensor(
     rank: u32,
     name: String,
     pieces: &Pieces<'_>,
-    (held, head_size): (&[HeldSlice<'_>], Option<u64>),
+    held: &[HeldSlice<'_>],
 ) -> Result<EngineTensor, EngineError> {
     let incomplete = |reason: String| EngineError::Incomplete { rank, tensor: name.clone(), reason };
     let Some(&(number, _, first, weight)) = pieces.first() else {
@@ -251,7 +251,7 @@ fn tensor(
     let trailing = |place: usize| held[place].shape.get(1..).unwrap_or_default();
     let mut parts = Vec::with_capacity(pieces.len());
     let mut rows = 0u64;
-    for &(_, _, place, weight) in pieces {
+    for &(_, _, place, _) in pieces {
         let slice = &held[place];
         if slice.dtype != dtype || trailing(place) != trailing(first) {
             return Err(incomplete(format!(
@@ -260,25 +260,7 @@ fn tensor(
             )));
         }
         let own = slice.shape.first().copied().unwrap_or(1);
-        match weight.interleaved {
-            None => parts.push(Part { slice: place, start: 0, stop: own }),
-            Some(kinds) => {
-                let (kinds, unit) = (u64::from(kinds.get()), head_size.unwrap_or(0));
-                let heads = own.checked_div(kinds.saturating_mul(unit)).unwrap_or(0);
-                if heads * kinds * unit != own {
-                    return Err(incomplete(format!(
-                        "{} has no whole heads of {kinds} times {unit} rows",
-                        slice.name
-                    )));
-                }
-                parts.extend((0..kinds).flat_map(|kind| {
-                    (0..heads).map(move |head| {
-                        let start = (head * kinds + kind) * unit;
-                        Part { slice: place, start, stop: start + unit }
-                    })
-                }));
-            }
-        }
+        parts.push(Part { slice: place, start: 0, stop: own });
         rows += own;
     }
     let mut shape = held[first].shape.to_vec();
@@ -290,4 +272,85 @@ fn tensor(
         shape.insert(0, stacked);
     }
     Ok(EngineTensor { name, dtype, shape, content: EngineContent::Parts(parts) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(text: &str) -> EngineNames {
+        crate::yaml::from_str(text).unwrap()
+    }
+
+    const FUSED: &str = "
+engine: some
+tested: []
+model_types: [m]
+vocabulary_multiple: 64
+weights:
+  - {from: [l.*.q.weight, l.*.k.weight], into: l.*.qk.weight, cut: 0}
+  - {from: [l.*.e.*.a.weight, l.*.e.*.b.weight], into: l.*.ab_weight, cut: 0}
+constants: [{name: l.*.scale, value: 0.5}]
+";
+
+    const PLAN: &str = "
+shardwright_plan: 1
+checkpoint: {path: somewhere, files: []}
+model: {model_type: m, layers: 1, head_size: 2, tied_embeddings: false}
+family: m
+topology: host
+mesh: {tp: 1, pp: 1, dp: 1}
+stages: [{start: 0, stop: 1}]
+ranks: [{rank: 0, gpu: gpu0, node: 0, device: 0, kind: host, memory_bytes: 1}]
+tensors: []
+";
+
+    fn plan() -> Plan {
+        Plan::from_yaml(PLAN).unwrap()
+    }
+
+    fn slice<'a>(name: &'a str, shape: &'a [u64]) -> HeldSlice<'a> {
+        HeldSlice { name, dtype: Dtype::BF16, shape }
+    }
+
+    #[test]
+    fn parts_follow_one_another_and_experts_are_stacked() {
+        let held = [
+            slice("l.0.k.weight", &[2, 8]),
+            slice("l.0.q.weight", &[4, 8]),
+            slice("l.0.e.1.b.weight", &[3, 8]),
+            slice("l.0.e.1.a.weight", &[3, 8]),
+            slice("l.0.e.0.a.weight", &[3, 8]),
+            slice("l.0.e.0.b.weight", &[3, 8]),
+        ];
+        let tensors = names(FUSED).tensors(&plan(), 0, &held).unwrap();
+        let named = |name: &str| tensors.iter().find(|tensor| tensor.name == name).unwrap();
+        let part = |slice, start, stop| Part { slice, start, stop };
+        let parts = |name: &str| match &named(name).content {
+            EngineContent::Parts(parts) => parts.clone(),
+            EngineContent::Constant(_) => Vec::new(),
+        };
+        assert_eq!(
+            (&named("l.0.qk.weight").shape, parts("l.0.qk.weight")),
+            (&vec![6, 8], vec![part(1, 0, 4), part(0, 0, 2)])
+        );
+        let stacked = [4, 5, 3, 2].map(|slice| part(slice, 0, 3)).to_vec();
+        assert_eq!((&named("l.0.ab_weight").shape, parts("l.0.ab_weight")), (&vec![2, 6, 8], stacked));
+        assert_eq!(named("l.0.scale").content, EngineContent::Constant(0.5));
+    }
+
+    #[test]
+    fn what_does_not_make_up_a_tensor_is_named() {
+        let refused =
+            |held: &[HeldSlice<'_>]| names(FUSED).tensors(&plan(), 3, held).unwrap_err().to_string();
+        assert!(
+            refused(&[slice("l.0.q.weight", &[4, 8])])
+                .contains("`l.0.qk.weight` of rank 3 cannot be put together")
+        );
+        let other = refused(&[slice("l.0.q.weight", &[4, 8]), slice("l.0.k.weight", &[4, 9])]);
+        assert!(other.contains("[4, 9]"), "{other}");
+        assert!(refused(&[slice("l.0.other.weight", &[1])]).contains("no known name for `l.0.other.weight`"));
+        let experts = refused(&[slice("l.0.e.0.a.weight", &[3, 8]), slice("l.0.e.1.b.weight", &[3, 8])]);
+        assert!(experts.contains("it wants all of"), "{experts}");
+    }
 }

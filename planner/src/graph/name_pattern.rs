@@ -327,6 +327,39 @@ mod tests {
             .collect()
     }
 
+    proptest! {
+        #[test]
+        fn names_within_a_range_are_those_whose_number_lies_in_it(
+            layers in prop::collection::btree_set(0u32..20, 1..8), experts in prop::collection::btree_set(0u32..9, 1..5),
+            start in 0u64..22, len in 0u64..22, number in 0usize..3, ranks in prop::collection::btree_set(0u32..6, 1..4),
+        ) {
+            let blocks: Vec<Vec<u32>> =
+                layers.iter().flat_map(|layer| experts.iter().map(|expert| vec![*layer, *expert])).collect();
+            let pattern = factor("l.*.e.*.w", &blocks).remove(0);
+            let range = start..start + len;
+            let expected: Vec<String> = pattern
+                .names()
+                .into_iter()
+                .filter(|(_, blocks)| blocks.get(number).is_some_and(|at| range.contains(&u64::from(*at))))
+                .map(|(name, _)| name)
+                .collect();
+            let within = pattern.within(number, range);
+            let found: Vec<String> = within.iter().flat_map(NamePattern::names).map(|(name, _)| name).collect();
+            prop_assert_eq!(&found, &expected);
+            prop_assert_eq!(within.is_none(), expected.is_empty());
+            let ranks: Vec<u32> = ranks.into_iter().collect();
+            let numbered = pattern.numbered("rank", &ranks);
+            prop_assert_eq!(numbered.numbers(), 3);
+            let all: BTreeSet<String> = numbered.names().into_iter().map(|(name, _)| name).collect();
+            let expected: BTreeSet<String> = pattern
+                .names()
+                .iter()
+                .flat_map(|(name, _)| ranks.iter().map(move |rank| format!("{name}.rank.{rank}")))
+                .collect();
+            prop_assert_eq!(all, expected);
+        }
+    }
+
     #[test]
     fn repeated_blocks_collapse_and_gaps_show() {
         assert_eq!(patterns(&["a.0.w", "a.1.w", "a.3.w"]), ["a.{0-1,3}.w"]);
