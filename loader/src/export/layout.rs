@@ -321,7 +321,7 @@ mod tests {
             let files = laid_out(&schedule, tensors(&catalog, &schedule), most).unwrap();
             assert!(files.runs.windows(2).all(|pair| pair[0].at + pair[0].bytes <= pair[1].at));
             let bytes: u64 = files.runs.iter().map(|run| run.bytes).sum();
-            assert_eq!(bytes, schedule.tensors.iter().map(|tensor| tensor.held().bytes).sum());
+            assert_eq!(bytes, schedule.tensors.iter().map(|tensor| tensor.held().bytes).sum::<u64>());
             let mut all = 0;
             for (number, file) in files.files.iter().enumerate() {
                 let whole =
