@@ -210,7 +210,7 @@ def _fill(loading: shardwright.Loading, targets: dict[str, list[tuple[torch.Tens
             for rows, start, stop in targets.pop(tensor.name):
                 part = arrived[start:stop]
                 rows.copy_(part)
-                if not torch.equal(rows.to("cpu"), part.to(rows.dtype)):
+                if not _same(rows.to("cpu"), part):
                     wrong = wrong or tensor.name
     except shardwright.ShardwrightError as failure:
         error = failure
@@ -224,6 +224,15 @@ def _fill(loading: shardwright.Loading, targets: dict[str, list[tuple[torch.Tens
         raise RuntimeError(f"shardwright: {wrong} is not in its parameter as it was read")
     if not everybody:
         raise RuntimeError("shardwright: another worker could not load its weights; its log says why")
+
+
+def _same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether two tensors have the same bytes, or the same values where the engine's dtype is another. What is no number counts, too."""
+    import torch
+
+    if found.dtype != expected.dtype:
+        expected = expected.to(found.dtype)
+    return torch.equal(found.contiguous().view(torch.uint8), expected.contiguous().view(torch.uint8))
 
 
 def _agree(fine: bool, otherwise: str | None) -> bool:
