@@ -3,7 +3,7 @@
 use super::{
     ByteRange, Dtype,
     error::CatalogError,
-    files,
+    files::{self, Roots},
     header::{Header, header_digest, read_header},
 };
 use rayon::prelude::*;
@@ -107,14 +107,7 @@ impl Catalog {
                 });
             }
         }
-        tensors.par_sort_unstable_by(|a, b| a.name.cmp(&b.name).then(a.file.cmp(&b.file)));
-        if let Some(pair) = tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
-            return Err(CatalogError::InTwoFiles {
-                tensor: pair[0].name.to_string(),
-                first: files[pair[0].file].name.clone(),
-                second: files[pair[1].file].name.clone(),
-            });
-        }
+        sort_by_name(&mut tensors, |number| &files[number].name).map_err(|(_, error)| error)?;
         if let Some(index) = &found.index
             && tensors.len() < index.weight_map.len()
         {
@@ -137,10 +130,11 @@ impl Catalog {
     /// # Errors
     /// The rank whose files cannot be believed, and why.
     pub fn of_ranks(folder: &Path, files: &[(u32, String)]) -> Result<Self, (u32, CatalogError)> {
+        let first = files.first().map_or(0, |(rank, _)| *rank);
+        let roots = Roots::of(folder).map_err(|error| (first, error))?;
         let open = |(rank, name): &(u32, String)| {
-            let path = files::inside(folder, name).map_err(|error| (*rank, error))?;
-            let (file, header) = open_one(name, &path).map_err(|error| (*rank, error))?;
-            Ok((*rank, file, header))
+            let opened = roots.resolve(folder, name, folder).and_then(|path| open_one(name, &path));
+            opened.map(|(file, header)| (*rank, file, header)).map_err(|error| (*rank, error))
         };
         let mut read = files.par_iter().map(open).collect::<Result<Vec<_>, _>>()?;
         read.sort_by(|(_, a, _), (_, b, _)| a.name.cmp(&b.name));
@@ -156,15 +150,8 @@ impl Catalog {
             }));
             files.push((rank, file));
         }
-        tensors.par_sort_unstable_by(|a, b| a.name.cmp(&b.name).then(a.file.cmp(&b.file)));
-        if let Some(pair) = tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
-            let [(_, first), (rank, second)] = [0, 1].map(|at| &files[pair[at].file]);
-            let (first, second) = (first.name.clone(), second.name.clone());
-            return Err((
-                *rank,
-                CatalogError::InTwoFiles { tensor: pair[0].name.to_string(), first, second },
-            ));
-        }
+        sort_by_name(&mut tensors, |number| &files[number].1.name)
+            .map_err(|(second, error)| (files[second].0, error))?;
         let files = files.into_iter().map(|(_, file)| file).collect();
         Ok(Self { folder: folder.to_owned(), files, tensors, unlisted: 0, is_of_ranks: true })
     }
@@ -217,6 +204,22 @@ impl Catalog {
 /// The number of the tensor called `name` among `tensors`, which are sorted by name.
 fn number_of(tensors: &[TensorEntry], name: &str) -> Option<usize> {
     tensors.binary_search_by(|tensor| (*tensor.name).cmp(name)).ok()
+}
+
+/// Sorts tensors by name. The number of the second file is told where a name stands in two.
+fn sort_by_name<'a>(
+    tensors: &mut [TensorEntry],
+    file_name: impl Fn(usize) -> &'a String,
+) -> Result<(), (usize, CatalogError)> {
+    tensors.par_sort_unstable_by(|a, b| a.name.cmp(&b.name).then(a.file.cmp(&b.file)));
+    match tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
+        Some(pair) => {
+            let [first, second] = [0, 1].map(|at| file_name(pair[at].file).clone());
+            let tensor = pair[0].name.to_string();
+            Err((pair[1].file, CatalogError::InTwoFiles { tensor, first, second }))
+        }
+        None => Ok(()),
+    }
 }
 
 fn open_one(name: &str, path: &Path) -> Result<(CatalogFile, Header), CatalogError> {

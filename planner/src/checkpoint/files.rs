@@ -210,16 +210,12 @@ fn from_index(folder: &Path, path: PathBuf) -> Result<Files, CatalogError> {
     })
 }
 
-/// The real path of the file `name` of `folder`.
-pub(super) fn inside(folder: &Path, name: &str) -> Result<PathBuf, CatalogError> {
-    Roots::of(folder)?.resolve(folder, name, folder)
-}
-
 /// The real folders in which a checkpoint's files may lie.
-struct Roots(Vec<PathBuf>);
+pub(super) struct Roots(Vec<PathBuf>);
 
 impl Roots {
-    fn of(folder: &Path) -> Result<Self, CatalogError> {
+    /// Those of a checkpoint in `folder`.
+    pub(super) fn of(folder: &Path) -> Result<Self, CatalogError> {
         let real = folder.canonicalize().map_err(|source| read_error(folder, source))?;
         let mut roots = Vec::new();
         if let Some(snapshots) = real.parent()
@@ -232,7 +228,12 @@ impl Roots {
     }
 
     /// The real path of `name` in `folder`; `named_by` is what a message should point at.
-    fn resolve(&self, folder: &Path, name: &str, named_by: &Path) -> Result<PathBuf, CatalogError> {
+    pub(super) fn resolve(
+        &self,
+        folder: &Path,
+        name: &str,
+        named_by: &Path,
+    ) -> Result<PathBuf, CatalogError> {
         let outside = || CatalogError::OutsideFolder { index: named_by.to_owned(), file: name.to_owned() };
         let plain = |part| matches!(part, Component::Normal(_));
         if name.is_empty() || !Path::new(name).components().all(plain) {

@@ -129,7 +129,7 @@ pub fn deal(segment: Segment, shares: &Shares, remainder: Remainder) -> Result<V
         other => other,
     };
     if remainder == Remainder::Pad && segment.shared().is_none() {
-        return Ok(padded(segment.units(), segment.unit(), shares.parts));
+        return Ok(padded(segment.units(), segment.unit(), shares.parts, 1));
     }
     let borders = deal_units(segment, shares, remainder)?;
     let Some(pieces) = segment.shared() else {
@@ -222,12 +222,14 @@ fn follow(borders: &[u64], segment: Segment, pieces: u64) -> Vec<Hand> {
     hands
 }
 
-/// The same number of units to every rank, the missing ones made of zeros.
-fn padded(units: u64, unit: u64, parts: u32) -> Vec<Hand> {
+/// The same number of units to every rank, a multiple of `multiple`, the missing ones made of zeros.
+fn padded(units: u64, unit: u64, parts: u32, multiple: u64) -> Vec<Hand> {
     let each = units.div_ceil(u64::from(parts));
+    let each = each.checked_next_multiple_of(multiple).unwrap_or(each);
     (0..u64::from(parts))
         .map(|rank| {
-            let (first, last) = ((rank * each).min(units), ((rank + 1) * each).min(units));
+            let first = rank.saturating_mul(each).min(units);
+            let last = (rank + 1).saturating_mul(each).min(units);
             let run = Run { start: first * unit, stop: last * unit, replica: 0, replicas: 1 };
             Hand {
                 runs: Vec::from_iter((first < last).then_some(run)),
@@ -237,18 +239,9 @@ fn padded(units: u64, unit: u64, parts: u32) -> Vec<Hand> {
         .collect()
 }
 
-/// The same number of elements to every rank, a multiple of `multiple`, the missing ones made of zeros.
+/// The same number of elements to every rank of `shares`, a multiple of `multiple`, the missing ones made of zeros.
 pub(super) fn padded_to(segment: Segment, multiple: NonZero<u32>, shares: &Shares) -> Vec<Hand> {
-    let (len, parts) = (segment.len(), u64::from(shares.parts));
-    let each = len.div_ceil(parts).div_ceil(u64::from(multiple.get())) * u64::from(multiple.get());
-    (0..parts)
-        .map(|rank| {
-            let (first, last) =
-                (rank.saturating_mul(each).min(len), (rank + 1).saturating_mul(each).min(len));
-            let run = Run { start: first, stop: last, replica: 0, replicas: 1 };
-            Hand { runs: Vec::from_iter((first < last).then_some(run)), padding: each - (last - first) }
-        })
-        .collect()
+    padded(segment.len(), 1, shares.parts, u64::from(multiple.get()))
 }
 
 /// First and count of what receiver `number` of `receivers` gets of `things` in contiguous runs, the first receivers one

@@ -280,6 +280,19 @@ fn a_partition_that_does_not_fit_its_tensor_is_refused() {
         split(0, vec![eight], Remainder::Refuse).slices(&[8], &Shares::equal(3)),
         Err(PartitionError::Indivisible(_))
     ));
+    let multiple = |remainder, multiple| {
+        let multiple = std::num::NonZero::new(multiple);
+        let split = Split { dim: 0, segments: vec![eight], remainder, multiple, axis: Axis::Tensor };
+        Partition::Split(split).slices(&[8], two)
+    };
+    assert!(matches!(multiple(Remainder::Refuse, 2), Err(PartitionError::Multiple { .. })));
+    assert!(matches!(multiple(Remainder::Pad, (1 << 16) + 1), Err(PartitionError::Multiple { .. })));
+    // As an engine does it: 8 rows become 10, and each rank has 5.
+    let held: Vec<_> = multiple(Remainder::Pad, 5).unwrap().into_iter().flatten().collect();
+    assert_eq!(
+        held.iter().map(|slice| (slice.shape[0], slice.padding)).collect::<Vec<_>>(),
+        [(5, 0), (5, 2)]
+    );
     let four_bit = Split {
         dim: 1,
         segments: vec![eight],

@@ -8,6 +8,9 @@ use super::{
 use serde::{Deserialize, Serialize};
 use std::num::NonZero;
 
+/// Most elements that padding makes a multiple of: what is padded then has no more bytes than can be counted.
+const MOST_MULTIPLE: u32 = 1 << 16;
+
 /// The ranks that share a tensor: an axis of the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum Axis {
@@ -176,9 +179,12 @@ pub enum PartitionError {
         /// How many segments there are.
         segments: usize,
     },
-    /// What ranks hold is to be a multiple, and nothing is to be filled up.
-    #[error("a multiple is asked for without padding")]
-    MultipleOfNothing,
+    /// What ranks hold is to be a multiple, and nothing is to be filled up, or far too much.
+    #[error("a multiple of {multiple} elements is for what is padded, and at most {MOST_MULTIPLE}")]
+    Multiple {
+        /// Elements.
+        multiple: NonZero<u32>,
+    },
     /// A cut would go through a byte.
     #[error("units of {unit} elements of {bits} bits do not end on a whole byte")]
     CutsByte {
@@ -279,8 +285,10 @@ impl Split {
         if self.remainder == Remainder::Pad && self.segments.len() != 1 {
             return Err(PartitionError::PaddedSegments { segments: self.segments.len() });
         }
-        if self.multiple.is_some() && self.remainder != Remainder::Pad {
-            return Err(PartitionError::MultipleOfNothing);
+        if let Some(multiple) = self.multiple
+            && (self.remainder != Remainder::Pad || multiple.get() > MOST_MULTIPLE)
+        {
+            return Err(PartitionError::Multiple { multiple });
         }
         Ok(())
     }
