@@ -3,7 +3,6 @@
 
 mod support;
 
-use safetensors::SafeTensors;
 use std::{
     collections::BTreeMap,
     fs,
@@ -11,28 +10,13 @@ use std::{
 };
 use support::{
     FIXTURES, Outcome,
-    cut::{Tensor, held, read_checkpoint},
+    cut::{Tensor, held, read_checkpoint, read_files},
     fixture, listing, planned, shardwright, slices, text,
 };
 use tempfile::TempDir;
 
 fn export(plan: &Path, into: &Path, args: &[&str]) -> Outcome {
     shardwright(&[&["export", text(plan), "-o", text(into)], args].concat())
-}
-
-/// The tensors of the files in `folder` whose names begin with `start`.
-fn tensors_of(folder: &Path, start: &str) -> BTreeMap<String, Tensor> {
-    let mut all = BTreeMap::new();
-    for file in listing(folder).iter().filter(|name| name.starts_with(start) && name.ends_with("safetensors"))
-    {
-        let bytes = fs::read(folder.join(file)).unwrap();
-        for (name, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
-            let dtype = format!("{:?}", view.dtype());
-            let tensor = Tensor { dtype, shape: view.shape().to_vec(), bytes: view.data().to_vec() };
-            assert!(all.insert(name, tensor).is_none());
-        }
-    }
-    all
 }
 
 /// What each rank of `plan` holds, cut out of the checkpoint.
@@ -72,7 +56,7 @@ fn files_have_what_ranks_hold_and_are_checked_and_loaded_as_a_checkpoint() {
             );
             for (rank, tensors) in expected.iter().enumerate() {
                 assert_eq!(
-                    &tensors_of(&into, &format!("rank-{rank:05}")),
+                    &read_files(&into, &format!("rank-{rank:05}")),
                     tensors,
                     "{name} on {mesh:?}, rank {rank}"
                 );
@@ -104,7 +88,7 @@ fn what_is_cast_is_exported_as_it_is_loaded() {
     let checkpoint = fixture("mistral-f32");
     support::plan(&checkpoint, &["--topology", "host", "--tp", "2", "--dtype", "bf16"], &plan);
     export(&plan, &into, &[]).succeeded();
-    assert!(tensors_of(&into, "rank-00001").values().all(|tensor| tensor.dtype == "BF16"));
+    assert!(read_files(&into, "rank-00001").values().all(|tensor| tensor.dtype == "BF16"));
     shardwright(&["load", text(&into), "--device", "host"]).succeeded();
 }
 
@@ -240,7 +224,7 @@ fn an_engines_files_have_its_names_its_fused_weights_and_its_padding() {
         let embedding = &whole["model.embed_tokens.weight"];
         let row = embedding.bytes.len() / embedding.shape[0];
         for (rank, own) in expected.iter().enumerate() {
-            let tensors = tensors_of(&into, &format!("model-rank-{rank}-part-"));
+            let tensors = read_files(&into, &format!("model-rank-{rank}-part-"));
             let layer = "model.layers.1";
             let [q, k, v] =
                 ["q", "k", "v"].map(|part| &own[&format!("{layer}.self_attn.{part}_proj.weight")]);

@@ -140,7 +140,7 @@ def _load(model: Any, model_config: Any, parallel: Any, options: dict[str, Any])
                 # What somebody asked for by name is not left out in silence.
                 raise
             raise NotKnown(str(reason)) from None
-        targets = _targets(model, known["tensors"])
+        targets = _targets(model, known)
         _agree(targets is not None, "a worker does not know the engine's parameters")
         if targets is None:
             raise NotKnown("the engine's parameters are not those that are known")
@@ -160,8 +160,8 @@ def _load(model: Any, model_config: Any, parallel: Any, options: dict[str, Any])
         return {"rank": rank, "read": _read_bytes() - before, "bytes": report["bytes"], "files": report["files"]}
 
 
-def _targets(model: Any, known: list[dict[str, Any]]) -> dict[str, list[tuple[torch.Tensor, int, int]]] | None:
-    """For each tensor of the checkpoint the rows of parameters that its rows go to: each a view, and the first and last row.
+def _targets(model: Any, known: list[dict[str, Any]]) -> dict[str, torch.Tensor] | None:
+    """For each tensor of the checkpoint the part of a parameter that its slice goes to, as a view of one dimension.
 
     None when a parameter is missing, has another shape, or is not known.
     """
@@ -182,22 +182,20 @@ def _targets(model: Any, known: list[dict[str, Any]]) -> dict[str, list[tuple[to
         if list(found.shape) != tensor["shape"] or not found.is_contiguous():
             log.warning("shardwright: %s is %s, not %s", tensor["name"], list(found.shape), tensor["shape"])
             return None
-    targets: dict[str, list[tuple[torch.Tensor, int, int]]] = {}
+    targets: dict[str, torch.Tensor] = {}
     for tensor in known:
         parameter = state[tensor["name"]].detach()
         if "value" in tensor:
             parameter.fill_(tensor["value"])
             continue
-        at, stacked = 0, sum(stop - start for _, start, stop in tensor["parts"])
-        # Where tensors are stacked, their rows follow one another in the first two dimensions.
-        rows = parameter.view(stacked, -1)
-        for name, start, stop in tensor["parts"]:
-            targets.setdefault(name, []).append((rows[at : at + stop - start], start, stop))
-            at += stop - start
+        elements, at = parameter.view(-1), 0
+        for name, count in tensor["slices"]:
+            targets[name] = elements[at : at + count]
+            at += count
     return targets
 
 
-def _fill(loading: shardwright.Loading, targets: dict[str, list[tuple[torch.Tensor, int, int]]]) -> None:
+def _fill(loading: shardwright.Loading, targets: dict[str, torch.Tensor]) -> None:
     """Copies what arrives into the parameters, and looks whether it is there."""
     import torch
 
@@ -205,13 +203,11 @@ def _fill(loading: shardwright.Loading, targets: dict[str, list[tuple[torch.Tens
     error: BaseException | None = None
     try:
         for tensor in loading:
-            arrived = torch.from_dlpack(tensor)
-            arrived = arrived.view(arrived.shape[0] if arrived.dim() else 1, -1)
-            for rows, start, stop in targets.pop(tensor.name):
-                part = arrived[start:stop]
-                rows.copy_(part)
-                if not _same(rows.to("cpu"), part):
-                    wrong = wrong or tensor.name
+            arrived = torch.from_dlpack(tensor).view(-1)
+            into = targets.pop(tensor.name)
+            into.copy_(arrived)
+            if not _same(into.to("cpu"), arrived):
+                wrong = wrong or tensor.name
     except shardwright.ShardwrightError as failure:
         error = failure
     if error is None and wrong is None and targets:

@@ -40,8 +40,14 @@ pub(crate) fn held(printed: &serde_json::Value) -> BTreeMap<String, Held> {
 
 /// Every tensor of the checkpoint in `folder`, as the `safetensors` crate reads them.
 pub(crate) fn read_checkpoint(folder: &Path) -> BTreeMap<String, Tensor> {
+    read_files(folder, "")
+}
+
+/// Every tensor of the files in `folder` whose names begin with `start`.
+pub(crate) fn read_files(folder: &Path, start: &str) -> BTreeMap<String, Tensor> {
     let mut all = BTreeMap::new();
-    for file in listing(folder).iter().filter(|name| name.ends_with(".safetensors")) {
+    let is_one = |name: &&String| name.starts_with(start) && name.ends_with(".safetensors");
+    for file in listing(folder).iter().filter(is_one) {
         let bytes = fs::read(folder.join(file)).unwrap();
         for (name, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
             let dtype = format!("{:?}", view.dtype());

@@ -5,7 +5,7 @@ use safetensors::tensor::TensorInfo;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use shardwright_planner::{checkpoint::Dtype, quote::quote};
-use std::{collections::BTreeMap, ops::Range};
+use std::collections::BTreeMap;
 
 /// Headers are filled up to a multiple of this, so that the data begins where a page does.
 const HEADER_UNIT: usize = 4096;
@@ -29,26 +29,10 @@ pub struct FileTensor {
 /// What a tensor of a rank's files consists of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// Parts of the rank's slices, one after the other.
-    Parts(Vec<SlicePart>),
+    /// Slices of the rank, one after the other: their places in the schedule.
+    Slices(Vec<usize>),
     /// Bytes that come from no checkpoint.
     Constant(Vec<u8>),
-}
-
-/// A run of a slice.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SlicePart {
-    /// The slice's place in the schedule.
-    pub slice: usize,
-    /// Which of its bytes.
-    pub bytes: Range<u64>,
-}
-
-impl SlicePart {
-    /// All of the slice at `place` of `schedule`.
-    pub fn whole(schedule: &Schedule, place: usize) -> Self {
-        Self { slice: place, bytes: 0..schedule.tensors[place].held().bytes }
-    }
 }
 
 /// Why a rank's files cannot be laid out.
@@ -71,8 +55,8 @@ pub enum ExportError {
         /// Bytes of its slices.
         found: u64,
     },
-    /// A slice of which some byte lies in no tensor of the files, or in several.
-    #[error("not every byte of the slice of {} that rank {rank} holds is to be written once", quote(name))]
+    /// A slice that lies in no tensor of the files, or in several.
+    #[error("the slice of {} that rank {rank} holds is not to be written once", quote(name))]
     NotOnce {
         /// The rank.
         rank: u32,
@@ -186,29 +170,13 @@ fn check_once(
     tensors: &[FileTensor],
     name_of: &dyn Fn(usize) -> String,
 ) -> Result<(), ExportError> {
-    let mut parts: Vec<(usize, u64, u64)> = tensors
-        .iter()
-        .filter_map(|tensor| match &tensor.content {
-            Content::Parts(parts) => Some(parts),
-            Content::Constant(_) => None,
-        })
-        .flatten()
-        .filter(|part| !part.bytes.is_empty())
-        .map(|part| (part.slice, part.bytes.start, part.bytes.end))
-        .collect();
-    parts.sort_unstable();
-    let mut parts = parts.into_iter().peekable();
-    for (place, tensor) in schedule.tensors.iter().enumerate() {
-        let mut end = 0;
-        while let Some((_, _, stop)) = parts.next_if(|(slice, start, _)| (*slice, *start) == (place, end)) {
-            end = stop;
-        }
-        if end != tensor.held().bytes {
-            return Err(ExportError::NotOnce { rank: schedule.rank, name: name_of(tensor.id) });
-        }
+    let mut times = vec![0usize; schedule.tensors.len()];
+    for tensor in tensors {
+        let Content::Slices(slices) = &tensor.content else { continue };
+        slices.iter().for_each(|&place| times[place] += 1);
     }
-    match parts.next().and_then(|(place, ..)| schedule.tensors.get(place)) {
-        Some(tensor) => Err(ExportError::NotOnce { rank: schedule.rank, name: name_of(tensor.id) }),
+    match schedule.tensors.iter().zip(times).find(|(_, times)| *times != 1) {
+        Some((tensor, _)) => Err(ExportError::NotOnce { rank: schedule.rank, name: name_of(tensor.id) }),
         None => Ok(()),
     }
 }
@@ -216,9 +184,7 @@ fn check_once(
 /// Bytes of a tensor, which are those of its slices.
 fn checked_bytes(schedule: &Schedule, tensor: &FileTensor) -> Result<u64, ExportError> {
     let found = match &tensor.content {
-        Content::Parts(parts) => {
-            parts.iter().map(|part| part.bytes.end.saturating_sub(part.bytes.start)).sum()
-        }
+        Content::Slices(slices) => slices.iter().map(|&place| schedule.tensors[place].held().bytes).sum(),
         Content::Constant(bytes) => bytes.len() as u64,
     };
     let bits = tensor.dtype.bitsize() as u64;
@@ -270,12 +236,11 @@ fn file(
                 constants.push((to, bytes));
                 to = after;
             }
-            Content::Parts(parts) => {
-                for SlicePart { slice, bytes } in parts {
-                    let at = schedule.tensors[slice].offset + bytes.start;
-                    let bytes = bytes.end - bytes.start;
+            Content::Slices(slices) => {
+                for placed in slices.into_iter().map(|place| &schedule.tensors[place]) {
+                    let bytes = placed.held().bytes;
                     if bytes > 0 {
-                        runs.push(Run { at, bytes, file: number, to });
+                        runs.push(Run { at: placed.offset, bytes, file: number, to });
                     }
                     to += bytes;
                 }
@@ -304,7 +269,7 @@ mod tests {
                 name: catalog.tensors()[placed.id].name.to_string(),
                 dtype: placed.held().dtype,
                 shape: placed.held().shape.clone(),
-                content: Content::Parts(vec![SlicePart::whole(schedule, place)]),
+                content: Content::Slices(vec![place]),
             }
         };
         (0..schedule.tensors.len()).map(tensor).collect()

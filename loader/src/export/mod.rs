@@ -8,4 +8,4 @@ mod device;
 mod layout;
 
 pub use device::FileDevice;
-pub use layout::{Content, ExportError, FileTensor, RankFiles, SlicePart};
+pub use layout::{Content, ExportError, FileTensor, RankFiles};

@@ -10,4 +10,4 @@ mod names;
 
 pub use document::{EngineNames, engines};
 pub use error::EngineError;
-pub use names::{EngineContent, EngineTensor, HeldSlice, Part};
+pub use names::{EngineContent, EngineTensor, HeldSlice};

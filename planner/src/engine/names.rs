@@ -40,21 +40,10 @@ pub struct EngineTensor {
 /// What one of the engine's tensors consists of.
 #[derive(Debug, Clone, PartialEq)]
 pub enum EngineContent {
-    /// Parts of the rank's slices, one after the other.
-    Parts(Vec<Part>),
+    /// Slices of the rank, one after the other.
+    Slices(Vec<usize>),
     /// A number.
     Constant(f32),
-}
-
-/// Rows of a slice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Part {
-    /// Which of the slices.
-    pub slice: usize,
-    /// First row; a slice without dimensions has one.
-    pub start: u64,
-    /// One past the last row.
-    pub stop: u64,
 }
 
 /// The slices that make up one of the engine's tensors: each with its number, where they are stacked, and its place in the order of
@@ -249,7 +238,7 @@ fn tensor(
         return Err(incomplete(format!("it wants all of {}", weight.from.join(", "))));
     }
     let trailing = |place: usize| held[place].shape.get(1..).unwrap_or_default();
-    let mut parts = Vec::with_capacity(pieces.len());
+    let mut slices = Vec::with_capacity(pieces.len());
     let mut rows = 0u64;
     for &(_, _, place, _) in pieces {
         let slice = &held[place];
@@ -260,7 +249,7 @@ fn tensor(
             )));
         }
         let own = slice.shape.first().copied().unwrap_or(1);
-        parts.push(Part { slice: place, start: 0, stop: own });
+        slices.push(place);
         rows += own;
     }
     let mut shape = held[first].shape.to_vec();
@@ -271,7 +260,7 @@ fn tensor(
     if is_stacked {
         shape.insert(0, stacked);
     }
-    Ok(EngineTensor { name, dtype, shape, content: EngineContent::Parts(parts) })
+    Ok(EngineTensor { name, dtype, shape, content: EngineContent::Slices(slices) })
 }
 
 #[cfg(test)]
@@ -325,17 +314,15 @@ tensors: []
         ];
         let tensors = names(FUSED).tensors(&plan(), 0, &held).unwrap();
         let named = |name: &str| tensors.iter().find(|tensor| tensor.name == name).unwrap();
-        let part = |slice, start, stop| Part { slice, start, stop };
-        let parts = |name: &str| match &named(name).content {
-            EngineContent::Parts(parts) => parts.clone(),
+        let slices = |name: &str| match &named(name).content {
+            EngineContent::Slices(slices) => slices.clone(),
             EngineContent::Constant(_) => Vec::new(),
         };
+        assert_eq!((&named("l.0.qk.weight").shape, slices("l.0.qk.weight")), (&vec![6, 8], vec![1, 0]));
         assert_eq!(
-            (&named("l.0.qk.weight").shape, parts("l.0.qk.weight")),
-            (&vec![6, 8], vec![part(1, 0, 4), part(0, 0, 2)])
+            (&named("l.0.ab_weight").shape, slices("l.0.ab_weight")),
+            (&vec![2, 6, 8], vec![4, 5, 3, 2])
         );
-        let stacked = [4, 5, 3, 2].map(|slice| part(slice, 0, 3)).to_vec();
-        assert_eq!((&named("l.0.ab_weight").shape, parts("l.0.ab_weight")), (&vec![2, 6, 8], stacked));
         assert_eq!(named("l.0.scale").content, EngineContent::Constant(0.5));
     }
 

@@ -13,7 +13,8 @@ use shardwright_planner::engine::{EngineContent, EngineNames, EngineTensor, Held
 use std::path::Path;
 
 /// Writes the plan of what `engine`'s ranks hold of `plan` to `adapted`, and gives the engine's tensors on `rank` as JSON: each with its
-/// name, dtype and shape, and the rows of the rank's slices that it consists of, `[tensor, start, stop]`, or the number that it is.
+/// name, dtype and shape, and the slices that follow one another in it, `[tensor, elements]`, or the number
+/// that it is.
 ///
 /// # Errors
 /// [`CallError`] when nobody knows what the engine makes of the plan, or the checkpoint is not the one that was planned.
@@ -41,17 +42,17 @@ fn tensors_of(file: &PlanFile, engine: &str, rank: u32, adapted: &Path) -> Resul
             json!({"name": tensor.name, "dtype": tensor.dtype.to_string(), "shape": tensor.shape});
         match tensor.content {
             EngineContent::Constant(value) => entry["value"] = json!(value),
-            EngineContent::Parts(parts) => {
-                let row = |part: &shardwright_planner::engine::Part| {
-                    json!([held[part.slice].name, part.start, part.stop])
+            EngineContent::Slices(slices) => {
+                let slice = |&slice: &usize| {
+                    let HeldSlice { name, shape, .. } = held[slice];
+                    json!([name, shape.iter().product::<u64>()])
                 };
-                entry["parts"] = parts.iter().map(row).collect();
+                entry["slices"] = slices.iter().map(slice).collect();
             }
         }
         entry
     };
     let tensors: Vec<Value> = names.tensors(&plan, rank, &held)?.into_iter().map(of_tensor).collect();
-    let document = json!({"tested": names.tested, "tensors": tensors});
     write_whole(adapted, &plan.to_yaml()?)?;
-    serde_json::to_string(&document).map_err(|error| Failure::new(Kind::Environment, error))
+    serde_json::to_string(&tensors).map_err(|error| Failure::new(Kind::Environment, error))
 }

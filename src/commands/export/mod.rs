@@ -18,7 +18,7 @@ use folder::{Claim, Folder};
 use serde_json::json;
 use shardwright_loader::{
     collective::{Communicator, local_group},
-    export::{Content, FileDevice, FileTensor, RankFiles, SlicePart},
+    export::{Content, FileDevice, FileTensor, RankFiles},
     load::{LoadError, LoadOptions, LoadedRank, Seat, cores, load},
     schedule::{PlacedTensor, Schedule},
     source::{Io, open},
@@ -26,7 +26,7 @@ use shardwright_loader::{
 };
 use shardwright_planner::{
     checkpoint::Catalog,
-    engine::{EngineContent, EngineNames, EngineTensor, HeldSlice, Part},
+    engine::{EngineContent, EngineNames, EngineTensor, HeldSlice},
     export::{CHECKPOINT_NAMES, RankRecord, export_id, is_export},
     plan::{FileIdentity, Plan},
     quote::quote,
@@ -154,18 +154,13 @@ impl Job {
 
     fn engine_names(&self, schedule: &Schedule, names: &EngineNames) -> Result<Vec<FileTensor>, Failure> {
         let held = held(schedule, &self.catalog);
-        let part = |part: Part| {
-            let held = schedule.tensors[part.slice].held();
-            let row = held.bytes / held.shape.first().copied().unwrap_or(1).max(1);
-            SlicePart { slice: part.slice, bytes: part.start * row..part.stop * row }
-        };
         let tensors = names.tensors(&self.plan, schedule.rank, &held)?;
         let file_tensor = |tensor: EngineTensor| FileTensor {
             name: tensor.name,
             dtype: tensor.dtype,
             shape: tensor.shape,
             content: match tensor.content {
-                EngineContent::Parts(parts) => Content::Parts(parts.into_iter().map(part).collect()),
+                EngineContent::Slices(slices) => Content::Slices(slices),
                 EngineContent::Constant(value) => Content::Constant(value.to_le_bytes().to_vec()),
             },
         };
@@ -189,7 +184,7 @@ fn own_names(schedule: &Schedule, catalog: &Catalog) -> Vec<FileTensor> {
         name: catalog.tensors()[placed.id].name.to_string(),
         dtype: placed.held().dtype,
         shape: placed.held().shape.clone(),
-        content: Content::Parts(vec![SlicePart::whole(schedule, place)]),
+        content: Content::Slices(vec![place]),
     };
     schedule.tensors.iter().enumerate().map(tensor).collect()
 }

@@ -3,10 +3,7 @@
 use super::{crew::Crew, extent, report};
 use crate::{CallError, cli, failure::Failure, inputs::plan_of, interrupt::Interrupts, output::print_notes};
 use clap::Parser;
-use shardwright_loader::{
-    load::{LoadOptions, OnReady, Progress, load},
-    trace::Tracer,
-};
+use shardwright_loader::load::{LoadOptions, OnReady, Progress, load};
 use std::{
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
@@ -100,7 +97,6 @@ fn load_alone(args: &cli::Load, request: &LoadRequest, progress: &Progress) -> R
         verify: extent(args.verify),
         interrupted: Arc::clone(&request.interrupted),
         on_ready: request.on_ready.clone(),
-        tracer: Tracer::default(),
         ..LoadOptions::default()
     };
     let crew = Crew::muster(args, (&plan, exported), &mut options, &interrupts)?;
