@@ -314,7 +314,7 @@ fn device_help(error: &DeviceError) -> Option<&'static str> {
 fn collective_help(error: &CollectiveError) -> Option<&'static str> {
     match error {
         CollectiveError::Stalled { .. } => Some("--patience SECONDS waits longer for ranks that are slow"),
-        CollectiveError::PeerLost { reason, .. } if reason.starts_with("NCCL: ") => Some(
+        CollectiveError::PeerLost { reason, .. } if reason.contains(": NCCL: ") => Some(
             "NCCL_DEBUG=INFO on all ranks shows what each of them does; --meet-within and --patience wait longer",
         ),
         _ => None,

@@ -1,9 +1,6 @@
 //! `shardwright slices`: what a rank holds, as JSON for other tools.
 
-use crate::{
-    cli::Slices,
-    failure::{Failure, Kind},
-};
+use crate::{cli::Slices, failure::Failure, inputs::check_rank};
 use serde::Serialize;
 use shardwright_planner::{
     checkpoint::Dtype,
@@ -40,12 +37,8 @@ fn is_zero(rows: &u64) -> bool {
 
 pub(crate) fn run(args: &Slices, out: &mut dyn Write) -> Result<(), Failure> {
     let plan = Plan::read(&args.plan)?;
+    check_rank(&plan, args.rank)?;
     let world_size = plan.mesh.world_size();
-    if args.rank >= world_size {
-        let message =
-            format!("rank {} does not exist: the plan has ranks 0 to {}", args.rank, world_size - 1);
-        return Err(Failure::new(Kind::Usage, message));
-    }
     let tensors = plan
         .rank_tensors(args.rank)?
         .map(|tensor| {

@@ -149,7 +149,7 @@ fn an_nccl_that_hangs_or_fails_ends_all_ranks() {
     let (_folder, plan) = small();
     for fault in ["nccl-init-hang:1", "nccl-hang:1", "nccl-error:1"] {
         let outcome = impatient(&Machine::new().with_fault(fault), &plan, &[]);
-        outcome.refused(4, &["rank ", "ccl"]);
+        outcome.refused(4, &["rank ", "cuda:", ": NCCL: "]);
     }
 }
 

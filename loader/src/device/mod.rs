@@ -303,8 +303,13 @@ pub enum DeviceError {
     #[error(transparent)]
     Cuda(CudaError),
     /// NCCL could not do something.
-    #[error("NCCL: {0}")]
-    Nccl(#[from] nccl_rs::CallError),
+    #[error("{device}: NCCL: {source}")]
+    Nccl {
+        /// The rank's device: what fails on it often comes out first in NCCL.
+        device: String,
+        /// NCCL's answer.
+        source: nccl_rs::CallError,
+    },
     /// Ranks have different releases of NCCL.
     #[error("NCCL differs between ranks: rank 0 has {first}, rank {rank} has {other}")]
     NcclDiffers {

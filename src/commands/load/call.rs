@@ -57,7 +57,7 @@ impl LoadRequest {
     }
 
     fn arguments(&self) -> Result<cli::Load, CallError> {
-        let mut arguments = vec!["shardwright".into(), "load".into(), self.plan.clone().into_os_string()];
+        let mut arguments = vec!["shardwright".into(), "load".into()];
         let option = |name: &str, value: &str| [name.into(), value.into()];
         match &self.rendezvous {
             None => arguments.push("--alone".into()),
@@ -73,6 +73,8 @@ impl LoadRequest {
         if let Some(checkpoint) = &self.checkpoint {
             arguments.extend(["--checkpoint".into(), checkpoint.clone().into_os_string()]);
         }
+        // Whatever it begins with, it is no option.
+        arguments.extend(["--".into(), self.plan.clone().into_os_string()]);
         match cli::Cli::try_parse_from(arguments) {
             Ok(cli::Cli { command: cli::Command::Load(load) }) => Ok(load),
             Ok(_) => Err(CallError { code: 2, message: "nothing to load".to_owned() }),

@@ -4,7 +4,7 @@
 //! the way of agreeing that they came with, the *control*: they meet there before each collective, which waits with patience for
 //! ranks that get on, and after it, which tells that all were alive when it ended. Between the two, NCCL has one patience.
 
-use super::driver::{Context, CudaError, DeviceBuffer, PinnedBuffer, Stream};
+use super::driver::{Context, CudaError, DeviceBuffer, PinnedBuffer, Stream, gpu_name};
 use crate::{
     collective::{CollectiveError, Communicator, Lifeline, Reduce, without_help},
     device::DeviceError,
@@ -63,7 +63,7 @@ impl NcclCommunicator {
         if let Err(error) = this.meet(library, context, connecting) {
             let error = match error {
                 // NCCL only says that something failed somewhere.
-                DeviceError::Nccl(_) => {
+                DeviceError::Nccl { .. } => {
                     known_failure(&this.control.lifeline()).map_or(error, DeviceError::Collective)
                 }
                 error => error,
@@ -83,7 +83,8 @@ impl NcclCommunicator {
     ) -> Result<(), DeviceError> {
         let (rank, world) = (self.control.rank(), self.control.world_size());
         same_release(library.version(), self.control.as_mut())?;
-        let id = if rank == 0 { Some(library.unique_id()?) } else { None };
+        let failed = |source| nccl_failed(context, source);
+        let id = if rank == 0 { Some(library.unique_id().map_err(failed)?) } else { None };
         let id = shared_id(id, self.control.as_mut())?;
 
         context.bind()?;
@@ -93,7 +94,7 @@ impl NcclCommunicator {
             lifeline.failure().is_some()
         };
         let nccl = nccl_rs::Communicator::init(library, &id, rank, world, connecting, &mut given_up);
-        self.nccl = Some(nccl?);
+        self.nccl = Some(nccl.map_err(failed)?);
         // NCCL connects GPUs, and takes memory for it, at the first collective: now, while there is some.
         let mut count = [1];
         self.reduce(&mut count, Reduction::Sum)?;
@@ -107,8 +108,8 @@ impl NcclCommunicator {
     /// Reduces at most [`CHUNK`] numbers.
     fn reduce(&mut self, values: &mut [u64], reduction: Reduction) -> Result<(), DeviceError> {
         let OnGpu { stream, values: on_gpu, staged } = &*self.on_gpu;
-        let aborted = || DeviceError::Nccl(CallError::Aborted { call: "ncclAllReduce" });
-        let nccl = self.nccl.as_mut().ok_or_else(aborted)?;
+        let failed = |source| nccl_failed(stream.context(), source);
+        let nccl = self.nccl.as_mut().ok_or_else(|| failed(CallError::Aborted { call: "ncclAllReduce" }))?;
         let bytes = values.len() * 8;
         // SAFETY: no copy uses the buffer: the stream was idle when the last call returned, and after a call that failed
         // `all_reduce` makes no other.
@@ -121,7 +122,8 @@ impl NcclCommunicator {
         unsafe { on_gpu.copy_from(0, staged, 0..bytes, stream) }?;
         let handle = stream.raw().cast();
         // SAFETY: as above, and the buffer holds that many numbers.
-        unsafe { nccl.all_reduce(address, address, values.len(), DataType::Uint64, reduction, handle) }?;
+        unsafe { nccl.all_reduce(address, address, values.len(), DataType::Uint64, reduction, handle) }
+            .map_err(failed)?;
         // SAFETY: as above.
         unsafe { on_gpu.copy_to(0..bytes, staged, 0, stream) }?;
 
@@ -220,6 +222,11 @@ impl OnGpu {
     }
 }
 
+/// What NCCL could not do, with the GPU that it could not do it on.
+fn nccl_failed(context: &Context, source: CallError) -> DeviceError {
+    DeviceError::Nccl { device: gpu_name(context.gpu().ordinal), source }
+}
+
 /// What the other ranks are told of an error: not what to do about it here.
 fn cause(error: &DeviceError) -> String {
     without_help(&error.to_string()).to_owned()
@@ -245,11 +252,12 @@ fn wait(
     lifeline: &Lifeline,
     patience: Duration,
 ) -> Result<(), DeviceError> {
+    let failed = |source| nccl_failed(stream.context(), source);
     let (begin, mut pause) = (Instant::now(), Duration::from_micros(20));
     loop {
         let idle = stream.is_idle()?;
         // Before the result of an idle stream is trusted as well.
-        nccl.async_error()?;
+        nccl.async_error().map_err(failed)?;
         if let Some(failure) = lifeline.failure() {
             return Err(failure.into());
         }
@@ -257,7 +265,7 @@ fn wait(
             return Ok(());
         }
         if begin.elapsed() > patience {
-            return Err(DeviceError::Nccl(CallError::TimedOut { call: "ncclAllReduce", waited: patience }));
+            return Err(failed(CallError::TimedOut { call: "ncclAllReduce", waited: patience }));
         }
         lifeline.beat();
         std::thread::sleep(pause);
