@@ -324,7 +324,7 @@ fn collective_help(error: &CollectiveError) -> Option<&'static str> {
 impl From<LoadError> for Failure {
     fn from(error: LoadError) -> Self {
         let (kind, help) = match &error {
-            LoadError::Schedule(ScheduleError::NoSuchRank { .. }) => (Kind::Usage, None),
+            LoadError::Schedule(ScheduleError::NoSuchRank { .. }) | LoadError::Lent(_) => (Kind::Usage, None),
             LoadError::Schedule(_) | LoadError::Verify { source: VerifyError::OtherPlan { .. }, .. } => {
                 (Kind::No, Some("give every rank the same plan"))
             }

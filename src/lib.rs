@@ -15,7 +15,7 @@ mod picture;
 mod progress;
 mod report;
 
-pub use commands::{LoadRequest, Loaded, engine_tensors, load_rank};
+pub use commands::{Brought, LoadRequest, Loaded, engine_tensors, load_rank};
 
 use clap::Parser;
 use std::{

@@ -194,6 +194,8 @@ def stream(
     io: str = "auto",
     threads: int = 0,
     rendezvous: str | None = None,
+    into: Mapping[str, Any] | None = None,
+    all_reduce: Callable[[bytearray, str], None] | None = None,
 ) -> Loading:
     """Loads a rank's weights, and gives each tensor as soon as it has arrived and is verified: the embedding first, then layer by layer.
 
@@ -203,9 +205,17 @@ def stream(
     `plan` is a plan or the folder of an export. `device` is "host", "cuda", or "auto" (GPUs where the plan is for them and there are
     some). `verify` is "full", "sample" or "off", against the rank's own boxes of the files. Loading goes on while the tensors are used;
     an exception of the iterator says that the rest does not come.
+
+    `into` has tensors by their names in the checkpoint, of whatever knows DLPack (torch, numpy): their slices are loaded right into them,
+    and those of all others into memory of the loader's. Each has to have the slice's bytes, one row after the other, in its dtype or as
+    uint8; nobody may use it before it is ready.
+
+    `all_reduce` lets the ranks that meet verify over what connects them already: it is called with signed 64-bit numbers and "sum", "min"
+    or "max", from another thread, by all ranks in the same order, and leaves there what all of them come to.
     """
     where = None if checkpoint is None else os.fspath(checkpoint)
-    return Loading(os.fspath(plan), rank, where, device, verify, io, threads, rendezvous)
+    targets = None if into is None else dict(into)
+    return Loading(os.fspath(plan), rank, where, device, verify, io, threads, rendezvous, targets, all_reduce)
 
 
 def load(
@@ -218,6 +228,8 @@ def load(
     io: str = "auto",
     threads: int = 0,
     rendezvous: str | None = None,
+    into: Mapping[str, Any] | None = None,
+    all_reduce: Callable[[bytearray, str], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Weights:
     """Loads all of a rank's weights; the arguments are those of `stream`. `progress` hears how many bytes have come, with each tensor."""
@@ -230,6 +242,8 @@ def load(
         io=io,
         threads=threads,
         rendezvous=rendezvous,
+        into=into,
+        all_reduce=all_reduce,
     )
     tensors: dict[str, Tensor] = {}
     for tensor in loading:

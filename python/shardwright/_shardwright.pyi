@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypedDict
 
 __version__: str
@@ -66,6 +66,8 @@ class Loading(Iterator[Tensor]):
         io: str = "auto",
         threads: int = 0,
         rendezvous: str | None = None,
+        into: dict[str, Any] | None = None,
+        all_reduce: Callable[[bytearray, str], None] | None = None,
     ) -> None: ...
     def __next__(self) -> Tensor: ...
     @property

@@ -15,12 +15,48 @@ from torch import nn
 
 import shardwright
 
-__all__ = ["fill", "full_shapes", "sharded", "tensors"]
+__all__ = ["fill", "full_shapes", "memory", "sharded", "tensors"]
+
+
+# The names that safetensors has for dtypes.
+DTYPES = {
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 def tensors(weights: Mapping[str, shardwright.Tensor]) -> dict[str, torch.Tensor]:
     """The weights as torch sees them, where they lie."""
     return {name: torch.from_dlpack(tensor) for name, tensor in weights.items()}
+
+
+def memory(module: nn.Module, slices: Mapping[str, Any], *, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The module's parameters and buffers that weights can be loaded right into, without a copy: for `into` of `shardwright.load`.
+
+    `slices` is what `shardwright.slices` says of the rank. A tensor of it is left out when the module has nothing of its name (less
+    `prefix`), shape and dtype; `fill` copies, or refuses, what is loaded of those.
+    """
+    state = module.state_dict()
+    found: dict[str, torch.Tensor] = {}
+    taken: set[int] = set()
+    for name, held in slices["tensors"].items():
+        into = state.get(name.removeprefix(prefix))
+        suits = into is not None and list(into.shape) == held["shape"] and DTYPES.get(into.dtype) == held["dtype"]
+        # Of tensors that share memory, one is loaded into it.
+        if suits and into.is_contiguous() and into.data_ptr() not in taken:
+            taken.add(into.data_ptr())
+            found[name] = into.view(-1).view(torch.uint8) if into.dim() else into
+    return found
 
 
 def fill(
@@ -46,8 +82,11 @@ def fill(
         into = state[name]
         if tuple(into.shape) != tensor.shape:
             raise ValueError(f"{tensor.name}: this rank holds {tensor.shape}, and the module has {tuple(into.shape)}")
-        with torch.no_grad():
-            into.copy_(torch.from_dlpack(tensor))
+        arrived = torch.from_dlpack(tensor)
+        # What was loaded right into the module is there.
+        if arrived.data_ptr() != into.data_ptr():
+            with torch.no_grad():
+                into.copy_(arrived)
         left.discard(name)
         # Parameters that share memory, such as tied embeddings, are filled together.
         left = {other for other in left if state[other].data_ptr() != into.data_ptr()}

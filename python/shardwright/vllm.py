@@ -1,8 +1,9 @@
 """A loader for vLLM: `--load-format shardwright`.
 
 Installing the package is enough: vLLM calls `register` in each of its processes. Each worker plans from the engine's own
-configuration, reads only its rank's bytes, and copies them into the engine's parameters as they arrive; workers of a host read
-each byte once. What is not known to be right is loaded as vLLM does by default, whole tensors and all, with a warning.
+configuration and reads only its rank's bytes, right into the engine's parameters; workers of a host read each byte once. What lies
+in the parameters is verified over the engine's own process group. What is not known to be right is loaded as vLLM does by default,
+whole tensors and all, with a warning.
 
 Options, by `--model-loader-extra-config`: `verify` ("full", "sample", "off"), `io` ("auto", "mmap", "read", "direct"), `threads`
 (of each worker), and `plan` (a plan that was made before, for the same sizes).
@@ -18,6 +19,8 @@ import os
 import socket
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,28 +148,40 @@ def _load(model: Any, model_config: Any, parallel: Any, options: dict[str, Any])
         if targets is None:
             raise NotKnown("the engine's parameters are not those that are known")
         before = _read_bytes()
+        device = next(iter(model.parameters())).device
         loading = shardwright.stream(
             adapted,
             rank,
             checkpoint=checkpoint,
-            device="host",
+            device="cuda" if device.type == "cuda" else "host",
             verify=options.get("verify", "full"),
             io=options.get("io", "auto"),
             threads=int(options.get("threads", 0)),
             rendezvous=_meeting() if world > 1 else None,
+            into=targets.same,
+            all_reduce=_summing(device) if world > 1 else None,
         )
-        _fill(loading, targets)
+        _wait(loading, targets)
         report = loading.report
         return {"rank": rank, "read": _read_bytes() - before, "bytes": report["bytes"], "files": report["files"]}
 
 
-def _targets(model: Any, known: list[dict[str, Any]]) -> dict[str, torch.Tensor] | None:
-    """For each tensor of the checkpoint the part of a parameter that its slice goes to, as a view of one dimension.
+@dataclass
+class _Targets:
+    """The parts of parameters that the slices of tensors go to, by the tensors' names in the checkpoint, each as a view of one dimension."""
 
-    None when a parameter is missing, has another shape, or is not known.
-    """
+    same: dict[str, torch.Tensor]
+    """Bytes, which are those of the slice."""
+    cast: dict[str, torch.Tensor]
+    """Elements, which the engine has in another dtype than the checkpoint."""
+
+
+def _targets(model: Any, known: list[dict[str, Any]]) -> _Targets | None:
+    """Where the slices go; None when a parameter is missing, has another shape, or is not known."""
     import torch
     from vllm.model_executor.model_loader.sharded_state_loader import ShardedStateLoader
+
+    from shardwright.torch import DTYPES
 
     state = ShardedStateLoader._filter_subtensors(model.state_dict())
     names = {tensor["name"] for tensor in known}
@@ -177,58 +192,73 @@ def _targets(model: Any, known: list[dict[str, Any]]) -> dict[str, torch.Tensor]
             sorted(names - set(state))[:5],
         )
         return None
+    targets = _Targets({}, {})
     for tensor in known:
         found = state[tensor["name"]]
         if list(found.shape) != tensor["shape"] or not found.is_contiguous():
             log.warning("shardwright: %s is %s, not %s", tensor["name"], list(found.shape), tensor["shape"])
             return None
-    targets: dict[str, torch.Tensor] = {}
     for tensor in known:
         parameter = state[tensor["name"]].detach()
         if "value" in tensor:
             parameter.fill_(tensor["value"])
             continue
+        is_same = _TYPES.get(tensor["dtype"]) == parameter.dtype
         elements, at = parameter.view(-1), 0
         for name, count in tensor["slices"]:
-            targets[name] = elements[at : at + count]
+            part = elements[at : at + count]
+            if is_same:
+                targets.same[name] = part.view(torch.uint8)
+            else:
+                targets.cast[name] = part
             at += count
     return targets
 
 
-def _fill(loading: shardwright.Loading, targets: dict[str, torch.Tensor]) -> None:
-    """Copies what arrives into the parameters, and looks whether it is there."""
+def _wait(loading: shardwright.Loading, targets: _Targets) -> None:
+    """Waits until all is loaded and verified, and casts what the engine has in another dtype."""
     import torch
 
-    wrong = None
+    left = set(targets.same) | set(targets.cast)
     error: BaseException | None = None
     try:
         for tensor in loading:
-            arrived = torch.from_dlpack(tensor).view(-1)
-            into = targets.pop(tensor.name)
-            into.copy_(arrived)
-            if not _same(into.to("cpu"), arrived):
-                wrong = wrong or tensor.name
+            left.discard(tensor.name)
+            if (into := targets.cast.get(tensor.name)) is not None:
+                into.copy_(torch.from_dlpack(tensor).view(-1))
     except shardwright.ShardwrightError as failure:
         error = failure
-    if error is None and wrong is None and targets:
-        wrong = next(iter(targets))
-    # Over the engine's own group: nobody goes on with weights of which another worker has wrong ones.
-    everybody = _agree(error is None and wrong is None, None)
+    # Nobody goes on with weights that another worker does not have.
+    everybody = _agree(error is None and not left, None)
     if error is not None:
         raise error
-    if wrong is not None:
-        raise RuntimeError(f"shardwright: {wrong} is not in its parameter as it was read")
+    if left:
+        raise RuntimeError(f"shardwright: nothing was loaded for {sorted(left)[:5]}")
     if not everybody:
         raise RuntimeError("shardwright: another worker could not load its weights; its log says why")
 
 
-def _same(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether two tensors have the same bytes, or the same values where the engine's dtype is another. What is no number counts, too."""
+def _summing(device: torch.device) -> Callable[[bytearray, str], None]:
+    """How all workers of the group combine numbers: over NCCL where the parameters are on GPUs, else over gloo."""
     import torch
+    import torch.distributed as dist
+    from vllm.distributed import get_tp_group
 
-    if found.dtype != expected.dtype:
-        expected = expected.to(found.dtype)
-    return torch.equal(found.contiguous().view(torch.uint8), expected.contiguous().view(torch.uint8))
+    group = get_tp_group()
+    operations = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
+
+    def all_reduce(numbers: bytearray, how: str) -> None:
+        if not numbers:
+            return
+        values = torch.frombuffer(numbers, dtype=torch.int64)
+        if device.type == "cuda":
+            there = values.to(device)
+            dist.all_reduce(there, op=operations[how], group=group.device_group)
+            values.copy_(there)
+        else:
+            dist.all_reduce(values, op=operations[how], group=group.cpu_group)
+
+    return all_reduce
 
 
 def _agree(fine: bool, otherwise: str | None) -> bool:

@@ -10,8 +10,14 @@ use std::{ffi::CStr, os::raw::c_void, sync::Arc};
 /// What a capsule is called until somebody takes what is in it.
 const LENT: &CStr = c"dltensor";
 
-const CPU: i32 = 1;
-const CUDA: i32 = 2;
+/// What it is called from then on.
+const TAKEN: &CStr = c"used_dltensor";
+
+/// A device's kind: memory of this host.
+pub(crate) const CPU: i32 = 1;
+
+/// A device's kind: a GPU, by the number that the driver has for it in this process.
+pub(crate) const CUDA: i32 = 2;
 
 #[repr(C)]
 struct Device {
@@ -60,28 +66,30 @@ pub(crate) fn device(place: &Place) -> (i32, i32) {
     }
 }
 
-/// DLPack's numbers for a dtype: its code and its bits.
+/// The dtypes that DLPack has numbers for: code and bits.
+const DTYPES: [(Dtype, (u8, u8)); 17] = [
+    (Dtype::I8, (0, 8)),
+    (Dtype::I16, (0, 16)),
+    (Dtype::I32, (0, 32)),
+    (Dtype::I64, (0, 64)),
+    (Dtype::U8, (1, 8)),
+    (Dtype::U16, (1, 16)),
+    (Dtype::U32, (1, 32)),
+    (Dtype::U64, (1, 64)),
+    (Dtype::F16, (2, 16)),
+    (Dtype::F32, (2, 32)),
+    (Dtype::F64, (2, 64)),
+    (Dtype::BF16, (4, 16)),
+    (Dtype::C64, (5, 64)),
+    (Dtype::BOOL, (6, 8)),
+    (Dtype::F8_E4M3, (10, 8)),
+    (Dtype::F8_E5M2, (12, 8)),
+    (Dtype::F8_E8M0, (14, 8)),
+];
+
+/// DLPack's numbers for a dtype.
 fn data_type(dtype: Dtype) -> Option<(u8, u8)> {
-    Some(match dtype {
-        Dtype::I8 => (0, 8),
-        Dtype::I16 => (0, 16),
-        Dtype::I32 => (0, 32),
-        Dtype::I64 => (0, 64),
-        Dtype::U8 => (1, 8),
-        Dtype::U16 => (1, 16),
-        Dtype::U32 => (1, 32),
-        Dtype::U64 => (1, 64),
-        Dtype::F16 => (2, 16),
-        Dtype::F32 => (2, 32),
-        Dtype::F64 => (2, 64),
-        Dtype::BF16 => (4, 16),
-        Dtype::C64 => (5, 64),
-        Dtype::BOOL => (6, 8),
-        Dtype::F8_E4M3 => (10, 8),
-        Dtype::F8_E5M2 => (12, 8),
-        Dtype::F8_E8M0 => (14, 8),
-        _ => return None,
-    })
+    DTYPES.iter().find(|(known, _)| *known == dtype).map(|(_, numbers)| *numbers)
 }
 
 /// A capsule of the tensor at `address` of `memory`, row-major.
@@ -137,6 +145,94 @@ pub(crate) fn capsule<'py>(
     }
     // SAFETY: a new reference, which is not null.
     Ok(unsafe { Bound::from_owned_ptr(py, capsule) })
+}
+
+/// Memory that was lent to us: a tensor that somebody else has.
+pub(crate) struct Borrowed {
+    /// What of it is to be given back.
+    managed: *mut Managed,
+}
+
+// SAFETY: it only keeps the structure until it is given back, which is done with the interpreter held.
+unsafe impl Send for Borrowed {}
+// SAFETY: as above; nothing of it can be changed.
+unsafe impl Sync for Borrowed {}
+
+/// What a tensor of somebody else's is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct View {
+    /// Its first byte.
+    pub(crate) address: u64,
+    /// Its bytes, which lie one after the other.
+    pub(crate) bytes: u64,
+    /// Its dtype.
+    pub(crate) dtype: Dtype,
+    /// DLPack's numbers for its device.
+    pub(crate) device: (i32, i32),
+}
+
+/// Borrows `tensor`, which is anything that knows DLPack and lies row by row without holes.
+pub(crate) fn borrow(name: &str, tensor: &Bound<'_, PyAny>) -> PyResult<(Borrowed, View)> {
+    let refused = |why: &str| PyBufferError::new_err(format!("nothing can be loaded into {name}: {why}"));
+    let capsule = tensor.call_method0("__dlpack__")?;
+    let raw = capsule.as_ptr();
+    // SAFETY: the interpreter is held, and the object is alive.
+    if unsafe { ffi::PyCapsule_IsValid(raw, LENT.as_ptr()) } != 1 {
+        return Err(refused("it gives no capsule of DLPack, or one that was taken already"));
+    }
+    // SAFETY: a capsule of this name has that structure. It is ours once the capsule has the other name.
+    let managed = unsafe { ffi::PyCapsule_GetPointer(raw, LENT.as_ptr()) }.cast::<Managed>();
+    // SAFETY: as above; the name is static.
+    if managed.is_null() || unsafe { ffi::PyCapsule_SetName(raw, TAKEN.as_ptr()) } != 0 {
+        return Err(refused("its capsule cannot be taken"));
+    }
+    let borrowed = Borrowed { managed };
+    // SAFETY: the structure is good until it is given back.
+    let tensor = unsafe { &(*managed).tensor };
+    let dims = usize::try_from(tensor.ndim).map_err(|_| refused("it has no shape"))?;
+    let sizes = |first: *mut i64| -> &[i64] {
+        // SAFETY: the protocol says that there are as many numbers, where there are any.
+        if first.is_null() || dims == 0 { &[] } else { unsafe { std::slice::from_raw_parts(first, dims) } }
+    };
+    let (shape, strides) = (sizes(tensor.shape), sizes(tensor.strides));
+    if shape.len() != dims {
+        return Err(refused("it has no shape"));
+    }
+    let mut elements = 1i64;
+    for (number, &size) in shape.iter().enumerate().rev() {
+        // Without strides it is row-major; those of dimensions that have one index say nothing.
+        if size != 1 && strides.get(number).is_some_and(|&stride| stride != elements) {
+            return Err(refused("its rows do not lie one after the other"));
+        }
+        elements = elements.checked_mul(size).ok_or_else(|| refused("it is too large"))?;
+    }
+    let numbers = (tensor.dtype.code, tensor.dtype.bits);
+    let dtype = DTYPES.iter().find(|(_, known)| *known == numbers && tensor.dtype.lanes == 1);
+    let dtype = dtype.map(|(dtype, _)| *dtype);
+    let bits = u64::from(tensor.dtype.bits);
+    let bytes = u64::try_from(elements).ok().and_then(|elements| elements.checked_mul(bits));
+    let view = View {
+        address: (tensor.data.expose_provenance() as u64).saturating_add(tensor.byte_offset),
+        bytes: bytes.ok_or_else(|| refused("it is too large"))? / 8,
+        dtype: dtype.ok_or_else(|| refused("nobody knows its dtype: give a view of its bytes"))?,
+        device: (tensor.device.kind, tensor.device.number),
+    };
+    Ok((borrowed, view))
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        let managed = self.managed;
+        let give_back = |_: Python<'_>| {
+            // SAFETY: it was taken once, and is given back once, here.
+            if let Some(deleter) = unsafe { (*managed).deleter } {
+                // SAFETY: as above; what it frees may be Python's, and the interpreter is held.
+                unsafe { deleter(managed) };
+            }
+        };
+        // An interpreter that has ended frees nothing any more.
+        let _ = Python::try_attach(give_back);
+    }
 }
 
 /// Ends a loan.

@@ -3,6 +3,7 @@
 mod command;
 mod dlpack;
 mod error;
+mod into;
 mod loading;
 mod tensor;
 

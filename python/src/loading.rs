@@ -3,11 +3,15 @@
 use crate::{
     command::TICK,
     error::{EnvironmentFailed, UsageError, exception},
+    into::{Called, brought},
     tensor::Tensor,
 };
-use pyo3::{prelude::*, types::PyDict};
-use shardwright::{LoadRequest, Loaded, load_rank};
-use shardwright_loader::load::{OnReady, Progress, Ready};
+use pyo3::{exceptions::PyValueError, prelude::*, types::PyDict};
+use shardwright::{Brought, LoadRequest, Loaded, load_rank};
+use shardwright_loader::{
+    collective::Group,
+    load::{OnReady, Progress, Ready},
+};
 use std::{
     collections::VecDeque,
     sync::{
@@ -37,7 +41,7 @@ pub(crate) struct Loading {
 #[pymethods]
 impl Loading {
     #[new]
-    #[pyo3(signature = (plan, rank, checkpoint = None, device = "auto", verify = "full", io = "auto", threads = 0, rendezvous = None))]
+    #[pyo3(signature = (plan, rank, checkpoint = None, device = "auto", verify = "full", io = "auto", threads = 0, rendezvous = None, into = None, all_reduce = None))]
     // Python names them.
     #[allow(clippy::too_many_arguments)]
     fn new(
@@ -49,7 +53,17 @@ impl Loading {
         io: &str,
         threads: usize,
         rendezvous: Option<String>,
+        into: Option<&Bound<'_, PyDict>>,
+        all_reduce: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
+        let (lent_on, mut brought) = into.map_or_else(|| Ok((None, Brought::default())), brought)?;
+        if let Some(lent_on) = lent_on.filter(|lent_on| !["auto", lent_on].contains(&device)) {
+            return Err(PyValueError::new_err(format!(
+                "device is {device}, and the tensors of `into` are on {lent_on}"
+            )));
+        }
+        let device = lent_on.unwrap_or(device);
+        brought.group = all_reduce.map(|call| Arc::new(Called(call)) as Arc<dyn Group>);
         let (events, heard) = mpsc::channel();
         let interrupted: Arc<AtomicBool> = Arc::default();
         let progress: Arc<Progress> = Arc::default();
@@ -62,6 +76,7 @@ impl Loading {
             verify: verify.to_owned(),
             io: io.to_owned(),
             threads,
+            brought,
             interrupted: Arc::clone(&interrupted),
             on_ready: on_ready(events.clone()),
         };

@@ -36,6 +36,30 @@ def test_a_module_is_filled_and_what_does_not_fit_is_named(planned):
     assert set(shardwright.torch.tensors(weights)) == set(weights)
 
 
+def test_a_module_is_loaded_into_without_a_copy(planned):
+    plan = planned(2)
+    slices = shardwright.slices(plan, 1)
+    module = torch.nn.Module()
+    for number, (name, held) in enumerate(sorted(slices["tensors"].items())):
+        # One is of another dtype: it is cast on the way.
+        dtype = torch.float32 if number == 3 else torch.bfloat16
+        parent = module
+        *path, last = name.split(".")
+        for part in path:
+            if not hasattr(parent, part):
+                parent.add_module(part, torch.nn.Module())
+            parent = getattr(parent, part)
+        parent.register_parameter(last, torch.nn.Parameter(torch.zeros(held["shape"], dtype=dtype)))
+    into = shardwright.torch.memory(module, slices)
+    assert len(into) == len(slices["tensors"]) - 1
+    places = {name: parameter.data_ptr() for name, parameter in module.named_parameters()}
+    assert shardwright.torch.fill(module, shardwright.stream(plan, 1, device="host", into=into)) == []
+    expected = shardwright.torch.tensors(shardwright.load(plan, 1, device="host"))
+    for name, parameter in module.named_parameters():
+        assert parameter.data_ptr() == places[name]
+        assert torch.equal(parameter, expected[name].to(parameter.dtype)), name
+
+
 @pytest.mark.parametrize("name", ["llama-bf16", "mistral-f32"])
 def test_two_ranks_compute_what_transformers_computes(name):
     checkpoint = Path(__file__).parents[2] / "tests/fixtures/checkpoints" / name

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import socket
+import threading
+import weakref
 from pathlib import Path
 
 import numpy
@@ -72,6 +75,133 @@ def test_numpy_sees_what_lies_there(tmp_path):
     tensors = {name: it for file in checkpoint.glob("*.safetensors") for name, it in load_file(file).items()}
     for name, tensor in weights.items():
         assert numpy.array_equal(numpy.from_dlpack(tensor), tensors[name])
+
+
+def empty(held: dict) -> dict[str, torch.Tensor]:
+    return {name: torch.full(it["shape"], 7, dtype=torch.bfloat16) for name, it in held.items()}
+
+
+def test_tensors_are_loaded_right_into_those_that_are_given(checkpoint, planned):
+    plan = planned(2)
+    tensors = whole(checkpoint)
+    held = shardwright.slices(plan, 1)["tensors"]
+    given = empty(held)
+    # Some as bytes, and some left to the loader.
+    left_out = sorted(given)[::3]
+    into = {name: tensor for name, tensor in given.items() if name not in left_out}
+    into |= {name: into[name].view(torch.uint8) for name in sorted(into)[::2]}
+    weights = shardwright.load(plan, 1, into=into)
+    assert weights.report["verified_tensors"] == len(held) == len(weights)
+    for name, tensor in weights.items():
+        arrived = torch.from_dlpack(tensor)
+        assert torch.equal(arrived, cut(tensors[name], held[name])), name
+        assert (arrived.data_ptr() == given[name].data_ptr()) == (name in into), name
+        assert torch.equal(given[name], arrived) == (name in into), name
+
+
+def test_what_cannot_be_loaded_into_is_refused_by_name(planned):
+    plan = planned(2)
+    held = shardwright.slices(plan, 0)["tensors"]
+    name = "model.layers.0.mlp.up_proj.weight"
+    rows, columns = held[name]["shape"]
+
+    def refused(tensor, exception, words, **options):
+        with pytest.raises(exception, match=words):
+            shardwright.load(plan, 0, into={name: tensor}, **options)
+
+    of = torch.bfloat16
+    refused(torch.zeros(columns, rows, dtype=of).T, BufferError, f"{name}: its rows do not lie")
+    refused(torch.zeros(rows, columns, dtype=torch.float16), shardwright.UsageError, "is loaded as BF16, .* for F16")
+    refused(torch.zeros(rows + 1, columns, dtype=of), shardwright.UsageError, "and the memory for it has")
+    refused(torch.zeros(rows, columns, dtype=of), ValueError, "device is cuda, .* are on host", device="cuda")
+    refused("nothing", AttributeError, "__dlpack__")
+    fixed = numpy.zeros(rows * columns * 2, dtype=numpy.uint8)
+    fixed.flags.writeable = False
+    refused(fixed, BufferError, "(?i)readonly")
+    with pytest.raises(shardwright.UsageError, match="memory for `other`, of which rank 0 holds nothing"):
+        shardwright.load(plan, 0, into={"other": torch.zeros(1)})
+    taken = torch.zeros(rows, columns, dtype=of)
+
+    class Twice:
+        capsule = taken.__dlpack__()
+
+        def __dlpack__(self):
+            return self.capsule
+
+    shardwright.load(plan, 0, into={name: Twice()})
+    refused(Twice(), BufferError, "taken already")
+
+
+def test_memory_that_was_given_is_kept_until_nobody_looks(planned):
+    class Given(numpy.ndarray):
+        pass
+
+    plan = planned(1)
+    held = shardwright.slices(plan, 0)["tensors"]
+    name = "model.embed_tokens.weight"
+    given = numpy.zeros(2 * int(numpy.prod(held[name]["shape"])), dtype=numpy.uint8).view(Given)
+    seen = weakref.ref(given)
+    weights = shardwright.load(plan, 0, into={name: given})
+    view = torch.from_dlpack(weights[name])
+    del given, weights
+    gc.collect()
+    assert seen() is not None and view.float().abs().sum() > 0
+    del view
+    gc.collect()
+    assert seen() is None
+
+
+def both(plan: Path, all_reduce, **options) -> list:
+    """What two ranks end with that meet in this process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{probe.getsockname()[1]}"
+    ended: list = [None, None]
+
+    def one(rank: int) -> None:
+        try:
+            ended[rank] = shardwright.load(
+                plan, rank, device="host", rendezvous=place, all_reduce=lambda *it: all_reduce(rank, *it), **options
+            )
+        except shardwright.ShardwrightError as error:
+            ended[rank] = error
+
+    threads = [threading.Thread(target=one, args=[rank]) for rank in (0, 1)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    return ended
+
+
+def test_ranks_verify_over_what_connects_them(planned):
+    brought: list = [None, None]
+    barrier = threading.Barrier(2)
+    heard = []
+
+    def all_reduce(rank: int, numbers: bytearray, how: str) -> None:
+        values = numpy.frombuffer(numbers, dtype=numpy.int64)
+        brought[rank] = values.copy()
+        barrier.wait(60)
+        values[:] = {"sum": numpy.add, "min": numpy.minimum, "max": numpy.maximum}[how](*brought)
+        heard.append(how)
+        barrier.wait(60)
+
+    weights = both(planned(2), all_reduce)
+    assert [it.report["verified_tensors"] for it in weights] == [len(weights[0])] * 2
+    assert len(heard) >= 4 and "sum" in heard
+
+    def wrong(rank: int, numbers: bytearray, how: str) -> None:
+        all_reduce(rank, numbers, how)
+        numbers[-1] ^= 1 if how == "sum" else 0
+
+    assert all(isinstance(error, shardwright.ShardwrightError) for error in both(planned(2), wrong))
+
+
+def test_a_group_that_breaks_is_every_ranks_error(planned):
+    def broken(rank: int, numbers: bytearray, how: str) -> None:
+        raise RuntimeError("the wire was cut")
+
+    errors = both(planned(2), broken)
+    assert all("could not sum up: RuntimeError: the wire was cut" in str(error) for error in errors), errors
 
 
 def resident() -> int:

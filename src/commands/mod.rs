@@ -16,7 +16,7 @@ mod topology_detect;
 mod topology_import;
 
 pub use export::engine_tensors;
-pub use load::{LoadRequest, Loaded, load_rank};
+pub use load::{Brought, LoadRequest, Loaded, load_rank};
 
 use crate::{cli::Command, failure::Failure};
 use std::io::Write;

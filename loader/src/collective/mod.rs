@@ -6,11 +6,13 @@
 mod board;
 mod error;
 mod local;
+mod over;
 mod tcp;
 
 pub use board::Lifeline;
 pub use error::CollectiveError;
 pub use local::{LocalCommunicator, local_group};
+pub use over::{Group, GroupCommunicator};
 pub use tcp::TcpCommunicator;
 
 pub(crate) use error::{one_line, seconds, without_help};
@@ -68,4 +70,16 @@ pub trait Communicator: Send {
     fn abort(&mut self, reason: &str) {
         self.lifeline().fail(self.rank(), reason);
     }
+}
+
+/// Waits until all ranks of `control` have come to combine `values` over something else, which would wait for those that still load
+/// without a word.
+///
+/// # Errors
+/// [`CollectiveError::OutOfStep`], on all ranks, when they do not bring as many values.
+pub(crate) fn meet(control: &mut dyn Communicator, values: &[u64]) -> Result<(), CollectiveError> {
+    let own = [values.len() as u64, !(values.len() as u64)];
+    let mut largest = own;
+    control.all_reduce(&mut largest, Reduce::Max)?;
+    if largest == own { Ok(()) } else { Err(CollectiveError::OutOfStep { rank: control.rank() }) }
 }

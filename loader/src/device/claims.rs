@@ -14,7 +14,7 @@ pub(super) struct Claims {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Claim {
-    bytes: Range<usize>,
+    bytes: Range<u64>,
     write: bool,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct Claimed<'a> {
 
 impl Claims {
     /// Waits until nobody uses `bytes` in a way that goes ill with this one: several may read, one alone may write.
-    pub(super) fn take(&self, bytes: Range<usize>, write: bool) -> Claimed<'_> {
+    pub(super) fn take(&self, bytes: Range<u64>, write: bool) -> Claimed<'_> {
         let claim = Claim { bytes, write };
         let mut taken = self.lock();
         while taken.iter().any(|other| other.excludes(&claim)) {
@@ -79,9 +79,10 @@ mod tests {
                     for round in 0..500usize {
                         let start = (thread * 31 + round * 7) % 48;
                         let bytes = start..start + 1 + round % 16;
+                        let claimed = bytes.start as u64..bytes.end as u64;
                         let write = (thread + round).is_multiple_of(3);
                         let weight = if write { 1000 } else { 1 };
-                        let _mine = claims.take(bytes.clone(), write);
+                        let _mine = claims.take(claimed, write);
                         for user in &users[bytes.clone()] {
                             let before = user.fetch_add(weight, Ordering::SeqCst);
                             assert!(before == 0 || (!write && before < 1000));

@@ -1,11 +1,14 @@
 //! This host's memory as a device: ranks are threads, their memory is RAM.
 
 use super::{
-    Device, DeviceError, DeviceMemory, Filling, Place, Pool, Sum, cgroup,
+    Device, DeviceError, DeviceMemory, Filling, Keeper, LentPieces, Place, Pool, Sum, cgroup,
     claims::{Claimed, Claims},
+    pieces::Pieces,
 };
 use crate::fingerprint::{Fingerprint, seed_of};
 use memmap2::{Advice, MmapMut, MmapRaw};
+use rustix::mm;
+use std::ops::Range;
 
 /// Most bytes that are filled at a time: what stays in a core's cache is gathered no faster, and progress is seen.
 const WINDOW: u64 = 8 << 20;
@@ -17,13 +20,19 @@ const HUGE_PAGE: usize = 2 << 20;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HostDevice;
 
-/// Anonymous memory, aligned to huge pages and advised to use them: with 4 KiB pages, filling it takes about twice as long.
+/// Memory of this process: its own, or pieces that somebody lent, with its own between them.
 struct HostMemory {
-    map: MmapRaw,
+    pieces: Pieces,
     claims: Claims,
+    _own: OwnMemory,
+    _keeper: Keeper,
+}
+
+/// Anonymous memory, aligned to huge pages and advised to use them: with 4 KiB pages, filling it takes about twice as long.
+struct OwnMemory {
+    map: MmapRaw,
     /// First byte of the map that is aligned.
     start: usize,
-    len: usize,
 }
 
 impl HostDevice {
@@ -59,6 +68,38 @@ impl Device for HostDevice {
     }
 
     fn allocate(&self, bytes: u64) -> Result<Box<dyn DeviceMemory>, DeviceError> {
+        let own = self.own_memory(bytes)?;
+        Ok(Box::new(HostMemory::new(Pieces::whole(own.address(), bytes), own, None)))
+    }
+
+    fn adopt(&self, lent: LentPieces) -> Result<Box<dyn DeviceMemory>, DeviceError> {
+        let own = self.own_memory(lent.own_bytes())?;
+        lent.lent().for_each(|(address, bytes)| advise(address, bytes));
+        for (address, bytes) in lent.padded() {
+            if let (Ok(address), Ok(bytes)) = (usize::try_from(address), usize::try_from(bytes)) {
+                // SAFETY: who lent the piece answers for it: see `LentPieces::new`.
+                unsafe { std::ptr::with_exposed_provenance_mut::<u8>(address).write_bytes(0, bytes) };
+            }
+        }
+        Ok(Box::new(HostMemory::new(lent.pieces(own.address()), own, lent.keeper())))
+    }
+}
+
+/// Asks for huge pages in memory that somebody lent. Only advice: without them it is slower, not wrong.
+fn advise(address: u64, bytes: u64) {
+    let stop = address.saturating_add(bytes) / HUGE_PAGE as u64 * HUGE_PAGE as u64;
+    let start = address.next_multiple_of(HUGE_PAGE as u64);
+    if let (Ok(first), Ok(len)) = (usize::try_from(start), usize::try_from(stop.saturating_sub(start)))
+        && len > 0
+    {
+        let first = std::ptr::with_exposed_provenance_mut(first);
+        // SAFETY: the pages lie inside memory that was lent, and stay what they are whatever size the kernel chooses.
+        let _ = unsafe { mm::madvise(first, len, mm::Advice::LinuxHugepage) };
+    }
+}
+
+impl HostDevice {
+    fn own_memory(self, bytes: u64) -> Result<OwnMemory, DeviceError> {
         let refused = |available| {
             let device = self.name();
             DeviceError::OutOfMemory { device, ranks: 1, bytes, available }
@@ -75,45 +116,51 @@ impl Device for HostDevice {
             // Only advice: without huge pages it is slower, not wrong.
             let _ = map.advise_range(Advice::HugePage, start, len);
         }
-        Ok(Box::new(HostMemory { map: map.into(), claims: Claims::default(), start, len }))
+        Ok(OwnMemory { map: map.into(), start })
+    }
+}
+
+impl OwnMemory {
+    fn address(&self) -> u64 {
+        (self.map.as_mut_ptr().expose_provenance() + self.start) as u64
     }
 }
 
 impl HostMemory {
-    /// The range of `bytes` bytes from `at` on, checked.
-    fn range(&self, at: u64, bytes: u64) -> Result<std::ops::Range<usize>, DeviceError> {
-        let outside = || DeviceError::OutOfRange { at, bytes, len: self.len as u64 };
-        let stop = at.checked_add(bytes).filter(|&stop| stop <= self.len as u64).ok_or_else(outside)?;
-        let place = |byte: u64| usize::try_from(byte).map_err(|_| outside());
-        Ok(place(at)?..place(stop)?)
+    fn new(pieces: Pieces, own: OwnMemory, keeper: Keeper) -> Self {
+        Self { pieces, claims: Claims::default(), _own: own, _keeper: keeper }
     }
 
-    /// Lets `with` read a range that [`HostMemory::range`] gave.
-    fn read_with<T>(&self, range: std::ops::Range<usize>, with: impl FnOnce(&[u8]) -> T) -> T {
-        let _claimed = self.claims.take(range.clone(), false);
-        // SAFETY: `range` lies inside the mapping, which lives as long as self and whose bytes are always initialised; the
-        // claim keeps writers out of it until the slice is gone.
-        let bytes = unsafe {
-            std::slice::from_raw_parts(self.map.as_ptr().add(self.start + range.start), range.len())
-        };
-        with(bytes)
+    /// The first of `bytes` bytes from `at` on, checked, and their number.
+    fn bytes_at(&self, at: u64, bytes: u64) -> Result<(*mut u8, usize), DeviceError> {
+        let outside = |_| DeviceError::OutOfRange { at, bytes, len: self.pieces.len() };
+        let address = usize::try_from(self.pieces.address(at, bytes)?).map_err(outside)?;
+        Ok((std::ptr::with_exposed_provenance_mut(address), usize::try_from(bytes).map_err(outside)?))
+    }
+
+    /// Lets `with` read `bytes` bytes from `at` on.
+    fn read_with<T>(&self, at: u64, bytes: u64, with: impl FnOnce(&[u8]) -> T) -> Result<T, DeviceError> {
+        let (first, len) = self.bytes_at(at, bytes)?;
+        let _claimed = self.claims.take(at..at + bytes, false);
+        // SAFETY: the bytes lie inside a piece, which lives as long as self and is initialised; the claim keeps writers out of
+        // it until the slice is gone.
+        Ok(with(unsafe { std::slice::from_raw_parts(first, len) }))
     }
 }
 
 /// A run of the memory that a thread has alone.
 struct HostFilling<'a> {
-    memory: &'a HostMemory,
-    /// Made by [`HostMemory::range`].
-    range: std::ops::Range<usize>,
+    /// Made by [`HostMemory::bytes_at`].
+    first: *mut u8,
+    len: usize,
     _claimed: Claimed<'a>,
 }
 
 impl Filling for HostFilling<'_> {
     fn bytes(&mut self) -> &mut [u8] {
-        let place = self.memory.start + self.range.start;
-        // SAFETY: the range lies inside the mapping, which the borrow keeps alive and whose bytes are always initialised; the
-        // claim keeps all others out of it as long as self lives, and self lends it to one at a time.
-        unsafe { std::slice::from_raw_parts_mut(self.memory.map.as_mut_ptr().add(place), self.range.len()) }
+        // SAFETY: the bytes lie inside a piece, which the borrow keeps alive and which is initialised; the claim keeps all
+        // others out of it as long as self lives, and self lends it to one at a time.
+        unsafe { std::slice::from_raw_parts_mut(self.first, self.len) }
     }
 
     fn done(self: Box<Self>) -> Result<(), DeviceError> {
@@ -123,25 +170,28 @@ impl Filling for HostFilling<'_> {
 
 impl DeviceMemory for HostMemory {
     fn len(&self) -> u64 {
-        self.len as u64
+        self.pieces.len()
     }
 
     fn place(&self) -> Place {
-        Place::Host { address: (self.map.as_ptr() as usize + self.start) as u64 }
+        Place::Host { address: self.pieces.all().first().map_or(0, |piece| piece.address) }
+    }
+
+    fn address(&self, at: u64) -> u64 {
+        self.pieces.address(at, 0).unwrap_or(0)
     }
 
     fn is_filled_in_place(&self) -> bool {
         true
     }
 
-    fn window_bytes(&self) -> u64 {
-        WINDOW
+    fn window_end(&self, at: u64) -> u64 {
+        self.pieces.end(at).min(at.saturating_add(WINDOW))
     }
 
     fn begin(&self, at: u64, bytes: u64) -> Result<Box<dyn Filling + '_>, DeviceError> {
-        let range = self.range(at, bytes)?;
-        let claimed = self.claims.take(range.clone(), true);
-        Ok(Box::new(HostFilling { memory: self, range, _claimed: claimed }))
+        let (first, len) = self.bytes_at(at, bytes)?;
+        Ok(Box::new(HostFilling { first, len, _claimed: self.claims.take(at..at + bytes, true) }))
     }
 
     fn finish(&self) -> Result<(), DeviceError> {
@@ -155,8 +205,7 @@ impl DeviceMemory for HostMemory {
                 for run in 0..strip.runs {
                     let at = strip.at.saturating_add(run.saturating_mul(strip.at_stride));
                     let in_tensor = strip.in_tensor + run * strip.in_tensor_stride;
-                    let range = self.range(at, strip.run_bytes)?;
-                    self.read_with(range, |bytes| fingerprint.add(sum.seed, in_tensor, bytes));
+                    self.read_with(at, strip.run_bytes, |bytes| fingerprint.add(sum.seed, in_tensor, bytes))?;
                 }
             }
             Ok(fingerprint)
@@ -165,8 +214,14 @@ impl DeviceMemory for HostMemory {
     }
 
     fn read(&self, from: u64, into: &mut [u8]) -> Result<(), DeviceError> {
-        let range = self.range(from, into.len() as u64)?;
-        self.read_with(range, |bytes| into.copy_from_slice(bytes));
+        let stop = self.pieces.checked_end(from, into.len() as u64)?;
+        into.fill(0);
+        for (Range { start, end }, _) in self.pieces.parts(from..stop) {
+            let place = |byte: u64| usize::try_from(byte - from).unwrap_or(usize::MAX);
+            if let Some(into) = into.get_mut(place(start)..place(end)) {
+                self.read_with(start, end - start, |bytes| into.copy_from_slice(bytes))?;
+            }
+        }
         Ok(())
     }
 }

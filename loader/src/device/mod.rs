@@ -6,9 +6,13 @@ mod cgroup;
 mod claims;
 pub mod cuda;
 mod host;
+mod pieces;
 
 pub use cuda::{CudaDevice, CudaError, CudaOptions};
 pub use host::HostDevice;
+pub use pieces::LentPieces;
+
+pub(crate) use pieces::{Keeper, LentPiece};
 
 use crate::{
     collective::{CollectiveError, Communicator},
@@ -39,6 +43,16 @@ pub trait Device: Send + Sync {
     /// [`DeviceError::OutOfMemory`] with both numbers.
     fn allocate(&self, bytes: u64) -> Result<Box<dyn DeviceMemory>, DeviceError>;
 
+    /// Memory of which somebody lent some pieces, and the rest, all zero, is the device's own. A piece that will not be filled to the
+    /// last byte is zero, too.
+    ///
+    /// # Errors
+    /// [`DeviceError::TakesNone`] where the device takes no memory of others; else as [`Device::allocate`].
+    fn adopt(&self, lent: LentPieces) -> Result<Box<dyn DeviceMemory>, DeviceError> {
+        let _ = lent;
+        Err(DeviceError::TakesNone { device: self.name() })
+    }
+
     /// How the ranks' devices agree among themselves, for ranks that can agree over `control` already. A device that has no
     /// way of its own gives `control` back.
     ///
@@ -60,7 +74,8 @@ pub struct Pool {
     pub available: Option<u64>,
 }
 
-/// A rank's memory. All weights of a rank lie in one.
+/// A rank's memory. All weights of a rank lie in one, at places that are counted from its beginning. It may consist of pieces that
+/// lie apart; no tensor lies in two.
 ///
 /// What is filled may arrive later than the call, in any order; [`DeviceMemory::finish`] waits for it. Reading what was filled
 /// before it finished gives old or new bytes. Threads may fill different places at once.
@@ -76,13 +91,21 @@ pub trait DeviceMemory: Send + Sync {
     /// Where it lies.
     fn place(&self) -> Place;
 
+    /// The address of the byte `at`; 0 where it has none.
+    fn address(&self, at: u64) -> u64 {
+        match self.place().address() {
+            0 => 0,
+            start => start + at,
+        }
+    }
+
     /// Whether what is filled lies in the memory itself at once, so that a [`Filling`] can be summed up in place of it.
     fn is_filled_in_place(&self) -> bool {
         false
     }
 
-    /// Most bytes that one [`Filling`] has; at least 1.
-    fn window_bytes(&self) -> u64;
+    /// Where a [`Filling`] that begins at `at` ends at the latest; more than `at`.
+    fn window_end(&self, at: u64) -> u64;
 
     /// A place to write the `bytes` bytes that are to lie at `at`. It waits until there is one.
     ///
@@ -295,6 +318,12 @@ pub enum DeviceError {
         what: &'static str,
         /// The system's answer.
         source: io::Error,
+    },
+    /// Somebody lent memory to a device that takes none.
+    #[error("{device} does not load into memory that somebody else has")]
+    TakesNone {
+        /// The device.
+        device: String,
     },
     /// Fingerprints were asked for, though the device was made without.
     #[error("the device was made to load without verifying")]

@@ -157,8 +157,8 @@ impl DeviceMemory for FileMemory {
         Place::Files
     }
 
-    fn window_bytes(&self) -> u64 {
-        WINDOW
+    fn window_end(&self, at: u64) -> u64 {
+        at.saturating_add(WINDOW)
     }
 
     fn begin(&self, at: u64, bytes: u64) -> Result<Box<dyn Filling + '_>, DeviceError> {

@@ -1,5 +1,6 @@
 //! Why ranks could not be loaded.
 
+use super::LentError;
 use crate::{
     collective::{CollectiveError, without_help},
     device::DeviceError,
@@ -15,6 +16,9 @@ pub enum LoadError {
     /// The plan and the checkpoint do not go together.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
+    /// Memory that was lent does not suit the rank.
+    #[error(transparent)]
+    Lent(#[from] LentError),
     /// The bytes could not be read.
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -84,7 +88,9 @@ impl LoadError {
             | Self::Collective { rank, .. }
             | Self::Interrupted { rank }
             | Self::Panicked { rank } => Some(*rank),
-            Self::Schedule(_) | Self::Source(_) | Self::Thread { .. } | Self::Incomplete => None,
+            Self::Schedule(_) | Self::Lent(_) | Self::Source(_) | Self::Thread { .. } | Self::Incomplete => {
+                None
+            }
         }
     }
 

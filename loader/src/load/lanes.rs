@@ -27,8 +27,9 @@ use std::{
     time::Instant,
 };
 
-/// Units that are read ahead of the one in work, where processes share them.
-const UNITS_AHEAD: usize = 4;
+/// Units that are read ahead of the one in work, where processes share them: with fewer, one that gets ahead of another finds blocks that
+/// the other was to ask for, and reads them itself.
+const UNITS_AHEAD: usize = 16;
 
 /// Requests of one unit have numbers below this.
 const MOST_REQUESTS: u64 = 1 << 24;

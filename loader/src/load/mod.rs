@@ -9,6 +9,7 @@ mod arrivals;
 mod error;
 mod host;
 mod lanes;
+mod lent;
 mod rank;
 mod ready;
 mod seats;
@@ -17,6 +18,7 @@ mod table;
 mod weights;
 
 pub use error::LoadError;
+pub use lent::{Lent, LentError, LentTensor};
 pub use rank::LoadedRank;
 pub use ready::{OnReady, Ready};
 pub use table::{PlacedTensors, TensorPlace};
@@ -25,7 +27,7 @@ pub use weights::{LoadedTensor, RankWeights};
 use crate::{
     cast::Casts,
     collective::{Communicator, Lifeline},
-    device::{Device, DeviceMemory, Pool},
+    device::{Device, DeviceMemory, LentPieces, Pool},
     manifest::Manifest,
     numa::NumaNodes,
     schedule::{Answers, Batches, Pass, Schedule, ScheduleError},
@@ -77,6 +79,15 @@ pub struct Seat<'a> {
     pub device: &'a dyn Device,
     /// Its end of the group of all ranks; without one it is loaded alone, and verified against its own boxes in the files.
     pub communicator: Option<Box<dyn Communicator>>,
+    /// Memory for its tensors that somebody else has.
+    pub lent: Lent,
+}
+
+impl<'a> Seat<'a> {
+    /// A rank whose memory is all the device's own.
+    pub fn new(rank: u32, device: &'a dyn Device, communicator: Option<Box<dyn Communicator>>) -> Self {
+        Self { rank, device, communicator, lent: Lent::default() }
+    }
 }
 
 /// What loading one rank took.
@@ -131,7 +142,7 @@ pub fn load(
     options: &LoadOptions,
     progress: &Progress,
 ) -> Result<Vec<LoadedRank>, LoadError> {
-    let prepared = match Prepared::new(plan, catalog, &seats, options) {
+    let mut prepared = match Prepared::new(plan, catalog, &seats, options) {
         Ok(prepared) => prepared,
         Err(error) => {
             for mut seat in seats {
@@ -142,13 +153,14 @@ pub fn load(
             return Err(error);
         }
     };
-    let Prepared { schedules, batches, chosen, casts } = &prepared;
+    let Prepared { schedules, lent, batches, chosen, casts } = &mut prepared;
+    let (schedules, batches, chosen, casts) = (&*schedules, &*batches, &*chosen, &*casts);
     let tensors = &Tensors::new(catalog, casts, source);
     let world = plan.mesh.world_size();
     let job = Job { plan, tensors, options, batches, chosen, is_whole: seats.len() == world as usize };
     let numa = NumaNodes::of_host();
     let nodes = numa.of_devices(seats.iter().map(|seat| seat.device));
-    let mut seated = seat_all(schedules, seats, options.verify.is_some(), &numa)?;
+    let mut seated = seat_all(schedules, seats, std::mem::take(lent), options.verify.is_some(), &numa)?;
 
     let answers = match seated.first() {
         _ if chosen.is_empty() => Answers::ForNothing,
@@ -156,19 +168,19 @@ pub fn load(
         Some(seated) if seated.communicator.is_some() => Answers::WithOthers { world },
         _ => Answers::ForItself,
     };
-    let windows: Vec<u64> = seated.iter().map(|seated| seated.memory.window_bytes()).collect();
+    let memories: Vec<(u32, Arc<dyn DeviceMemory>)> =
+        seated.iter().map(|seated| (seated.schedule.rank, Arc::clone(&seated.memory))).collect();
+    let window_end = |seat: usize, at: u64| memories[seat].1.window_end(at);
     let neighbours = seated.first().map(|seated| seated.neighbours.clone()).unwrap_or_default();
-    let pass = Pass::new(schedules, &windows, batches, (catalog, casts), answers);
+    let pass = Pass::new(schedules, &window_end, batches, (catalog, casts), answers);
     let pass = pass.beside(&neighbours);
     let arrivals = Arrivals::new(&pass, schedules, batches);
     let outcomes = std::thread::scope(|scope| {
-        let mut memories = Vec::new();
         let mut ranks = Vec::new();
         let mut lifelines = Vec::new();
         for (number, seated) in seated.iter_mut().enumerate() {
             let rank = seated.schedule.rank;
             lifelines.push((rank, seated.lifeline.clone()));
-            memories.push((rank, Arc::clone(&seated.memory)));
             let (job, arrivals) = (&job, &arrivals);
             let numa = &numa;
             let follow = move || {
@@ -228,7 +240,7 @@ pub fn load(
     });
     let done = first_error(outcomes)?;
     let too_large: Vec<String> = tensors.too_large().into_iter().map(str::to_owned).collect();
-    drop((pass, arrivals));
+    drop((pass, arrivals, memories));
     let memories: Vec<_> = seated.into_iter().map(|seated| seated.memory).collect();
     // Nothing failed, so everything arrived. Each schedule goes before the next table comes.
     let loaded = |((schedule, memory), done): ((Schedule, _), Option<seats::Done>)| {
@@ -242,14 +254,15 @@ pub fn load(
 fn seat_all<'a>(
     schedules: &'a [Schedule],
     seats: Vec<Seat<'_>>,
+    lent: Vec<Option<LentPieces>>,
     verifies: bool,
     numa: &NumaNodes,
 ) -> Result<Vec<Seated<'a>>, LoadError> {
     let outcomes = std::thread::scope(|scope| {
         let mut threads = Vec::with_capacity(seats.len());
-        for (schedule, seat) in schedules.iter().zip(seats) {
+        for ((schedule, seat), lent) in schedules.iter().zip(seats).zip(lent) {
             let rank = seat.rank;
-            let ready = move || Seated::new(schedule, seat, verifies, numa);
+            let ready = move || Seated::new(schedule, seat, lent, verifies, numa);
             threads.push((rank, spawned(scope, ready)));
         }
         joined(threads)
@@ -307,6 +320,8 @@ fn first_error<T>(outcomes: Vec<Result<T, LoadError>>) -> Result<Vec<T>, LoadErr
 struct Prepared {
     /// Of the seats, which fit into their devices together.
     schedules: Vec<Schedule>,
+    /// Their memory, where somebody lent some.
+    lent: Vec<Option<LentPieces>>,
     batches: Batches,
     /// Which tensors are verified; empty when none is.
     chosen: Vec<bool>,
@@ -321,13 +336,17 @@ impl Prepared {
         options: &LoadOptions,
     ) -> Result<Self, LoadError> {
         let mut schedules = Vec::with_capacity(seats.len());
+        let mut lent = Vec::with_capacity(seats.len());
         let mut pools: BTreeMap<u64, (Pool, u32, Vec<u64>)> = BTreeMap::new();
-        for &Seat { rank, device, .. } in seats {
+        for &Seat { rank, device, lent: ref of_others, .. } in seats {
             let schedule = Schedule::new(plan, catalog, rank)?;
+            let pieces =
+                if of_others.is_empty() { None } else { Some(of_others.pieces(&schedule, catalog)?) };
             for pool in device.pools().map_err(|source| LoadError::Device { rank, source })? {
                 let (.., want) = pools.entry(pool.id).or_insert((pool, rank, Vec::new()));
-                want.push(schedule.memory_bytes);
+                want.push(pieces.as_ref().map_or(schedule.memory_bytes, LentPieces::own_bytes));
             }
+            lent.push(pieces);
             schedules.push(schedule);
         }
         for (pool, rank, want) in pools.into_values() {
@@ -339,7 +358,7 @@ impl Prepared {
         };
         let batches = Batches::new(plan, catalog)?;
         let casts = Casts::new(plan, catalog)?;
-        Ok(Self { schedules, batches, chosen, casts })
+        Ok(Self { schedules, lent, batches, chosen, casts })
     }
 }
 

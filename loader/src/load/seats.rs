@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     collective::{CollectiveError, Communicator, Lifeline, Reduce},
-    device::DeviceMemory,
+    device::{DeviceMemory, LentPieces},
     numa::NumaNodes,
     schedule::{Batches, PlacedTensor, Schedule},
     tensors::Tensors,
@@ -56,17 +56,19 @@ impl<'a> Seated<'a> {
     pub(super) fn new(
         schedule: &'a Schedule,
         seat: Seat<'_>,
+        lent: Option<LentPieces>,
         verifies: bool,
         numa: &NumaNodes,
     ) -> Result<Self, LoadError> {
-        let Seat { rank, device, mut communicator } = seat;
+        let Seat { rank, device, mut communicator, .. } = seat;
         let together = |source| LoadError::Collective { rank, source };
         let on_device = |source| LoadError::Device { rank, source };
+        let own_bytes = lent.as_ref().map_or(schedule.memory_bytes, LentPieces::own_bytes);
         let mut neighbours = Vec::new();
         if let Some(communicator) = &mut communicator {
             // What there is, before any of the others takes some of it.
             let pools = device.pools().map_err(on_device)?;
-            let hosts = Hosts::meet(communicator.as_mut(), pools, schedule.memory_bytes).map_err(together)?;
+            let hosts = Hosts::meet(communicator.as_mut(), pools, own_bytes).map_err(together)?;
             hosts
                 .check_memory()
                 .map_err(on_device)
@@ -82,7 +84,11 @@ impl<'a> Seated<'a> {
         // Pinned buffers lie on the node of the thread that asks for them.
         let _near = numa.stay(numa_node);
         let begin = Instant::now();
-        let memory = device.allocate(schedule.memory_bytes).map_err(on_device).inspect_err(|error| {
+        let memory = match lent {
+            None => device.allocate(schedule.memory_bytes),
+            Some(lent) => device.adopt(lent),
+        };
+        let memory = memory.map_err(on_device).inspect_err(|error| {
             if let Some(communicator) = &mut communicator {
                 communicator.abort(&error.cause());
             }
@@ -218,7 +224,6 @@ impl Job<'_> {
                 wrong.extend(found.iter().map(|mismatch| mismatch.tensor.clone()));
             }
             if self.options.on_ready.is_wanted() {
-                let address = memory.place().address();
                 let is_right =
                     |placed: &&PlacedTensor| wrong.iter().all(|name| **name != *entries[placed.id].name);
                 let right = schedule.tensors[places].iter().filter(is_right);
@@ -226,7 +231,7 @@ impl Job<'_> {
                     name: catalog.own_name(placed.id, rank),
                     dtype: placed.held().dtype,
                     shape: &placed.held().shape,
-                    address: address + placed.offset,
+                    address: memory.address(placed.offset),
                     offset: placed.offset,
                     bytes: placed.held().bytes,
                 });

@@ -1,6 +1,7 @@
 //! Loading from sources that do not always do what they should.
 
 mod apart;
+mod lent;
 
 use super::*;
 use crate::{
@@ -54,7 +55,7 @@ fn loaded(
 ) -> Result<Vec<LoadedRank>, LoadError> {
     let seats = (0u32..)
         .zip(local_group(plan.mesh.world_size(), Duration::from_secs(20)))
-        .map(|(rank, end)| Seat { rank, device: &HostDevice, communicator: Some(Box::new(end)) });
+        .map(|(rank, end)| Seat::new(rank, &HostDevice, Some(Box::new(end))));
     load(plan, catalog, source, seats.collect(), options, &Progress::default())
 }
 

@@ -28,7 +28,8 @@ pub struct LoadedTensor<'a> {
     pub dtype: Dtype,
     /// What the rank holds, padding included, in elements.
     pub shape: &'a [u64],
-    /// Its first byte: a device pointer, or an address in this process; [`RankWeights::place`] says which. A multiple of 256.
+    /// Its first byte: a device pointer, or an address in this process; [`RankWeights::place`] says which. A multiple of
+    /// 256, but in memory that somebody lent.
     pub address: u64,
     /// The same, counted from the beginning of the rank's memory.
     pub offset: u64,
@@ -80,24 +81,23 @@ impl RankWeights {
     /// The tensor called `name`, if the rank holds any of it.
     pub fn tensor(&self, name: &str) -> Option<LoadedTensor<'_>> {
         let tensor = self.tensors.named(name)?;
-        Some(tensor.at(self.place().address()))
+        Some(tensor.in_memory(self.memory()))
     }
 
     /// All tensors, in the order of their addresses.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = LoadedTensor<'_>> {
-        let start = self.place().address();
-        self.tensors.all().iter().map(move |tensor| tensor.at(start))
+        self.tensors.all().iter().map(|tensor| tensor.in_memory(self.memory()))
     }
 }
 
 impl TensorPlace {
-    /// The tensor in a memory that begins at address `start`.
-    pub(super) fn at(&self, start: u64) -> LoadedTensor<'_> {
+    /// The tensor in `memory`.
+    pub(super) fn in_memory(&self, memory: &dyn DeviceMemory) -> LoadedTensor<'_> {
         LoadedTensor {
             name: &self.name,
             dtype: self.held.dtype,
             shape: &self.held.shape,
-            address: start + self.offset,
+            address: memory.address(self.offset),
             offset: self.offset,
             bytes: self.held.bytes,
         }

@@ -108,10 +108,11 @@ pub struct Span {
 }
 
 impl<'a> Pass<'a> {
-    /// The pass of the ranks of `schedules`, into whose memory `window_bytes` bytes can be filled at a time.
+    /// The pass of the ranks of `schedules`. What is filled at a time of the memory of one of them, from some byte on, ends where
+    /// `window_end` says.
     pub fn new(
         schedules: &'a [Schedule],
-        window_bytes: &[u64],
+        window_end: &dyn Fn(usize, u64) -> u64,
         batches: &'a Batches,
         (catalog, casts): (&Catalog, &Casts),
         answers: Answers,
@@ -138,7 +139,7 @@ impl<'a> Pass<'a> {
         places.shrink_to_fit();
         let (grain, units) = (GRAIN, Vec::new());
         let mut pass = Self { schedules, batches, neighbours: &[], grain, answers, tensors, places, units };
-        pass.units = pass.units(window_bytes);
+        pass.units = pass.units(window_end);
         pass
     }
 
@@ -337,14 +338,14 @@ impl<'a> Pass<'a> {
         alone
     }
 
-    fn units(&self, window_bytes: &[u64]) -> Vec<Unit> {
+    fn units(&self, window_end: &dyn Fn(usize, u64) -> u64) -> Vec<Unit> {
         let mut units = Vec::new();
         let mut open = Building::new(self.schedules.len());
         for (number, tensor) in self.tensors.iter().enumerate() {
             let batch = self.batches.batch_of(tensor.id);
             let mut start = 0;
             while start < tensor.len {
-                let most = |open: &Building| self.most(tensor, start, open, window_bytes);
+                let most = |open: &Building| self.most(tensor, start, open, window_end);
                 let fits = open.batch.is_none_or(|open| open == batch);
                 let mut stop = if fits { most(&open) } else { start };
                 // A unit is filled to the brim, so that what is copied to a device at a time is large.
@@ -371,7 +372,13 @@ impl<'a> Pass<'a> {
     }
 
     /// How far the bytes of `tensor` from `start` on go into the unit.
-    fn most(&self, tensor: &PassTensor, start: u64, open: &Building, window_bytes: &[u64]) -> u64 {
+    fn most(
+        &self,
+        tensor: &PassTensor,
+        start: u64,
+        open: &Building,
+        window_end: &dyn Fn(usize, u64) -> u64,
+    ) -> u64 {
         let fits = |stop: u64| {
             self.places(tensor).iter().all(|&place| {
                 let window = &open.windows[place.seat()];
@@ -380,7 +387,7 @@ impl<'a> Pass<'a> {
                     if window.is_empty() { parts().map(|rows| rows.to).min() } else { Some(window.start) };
                 let end = parts().map(Rows::to_stop).max();
                 match (begin, end) {
-                    (Some(begin), Some(end)) => end - begin <= window_bytes[place.seat()].max(1),
+                    (Some(begin), Some(end)) => end <= window_end(place.seat(), begin).max(begin + 1),
                     _ => true,
                 }
             })

@@ -127,7 +127,7 @@ fn flip(memory: &dyn DeviceMemory, at: u64) {
 fn load_all(plan: &Plan, catalog: &Catalog, device: &dyn Device) -> Result<Vec<LoadedRank>, LoadError> {
     let seats = (0u32..)
         .zip(local_group(plan.mesh.world_size(), PATIENCE))
-        .map(|(rank, communicator)| Seat { rank, device, communicator: Some(Box::new(communicator)) });
+        .map(|(rank, communicator)| Seat::new(rank, device, Some(Box::new(communicator))));
     let options = LoadOptions { verify: Some(Extent::Full), ..LoadOptions::default() };
     let source = MappedFiles::open(catalog).unwrap();
     load(plan, catalog, &source, seats.collect(), &options, &Progress::default())

@@ -98,10 +98,9 @@ pub(crate) fn run(args: &Export, out: &mut dyn Write) -> Result<(), Failure> {
     let written = progress::with_bar("exporting", plan, catalog, &ranks, |progress| {
         let alone = args.rank.is_some();
         let mut ends = local_group(if alone { 0 } else { world }, PATIENCE).into_iter();
-        let seats = parts.iter().map(|part| Seat {
-            rank: part.record.rank,
-            device: &part.device,
-            communicator: ends.next().map(|end| Box::new(end) as Box<dyn Communicator>),
+        let seats = parts.iter().map(|part| {
+            let end = ends.next().map(|end| Box::new(end) as Box<dyn Communicator>);
+            Seat::new(part.record.rank, &part.device, end)
         });
         load(plan, catalog, files.source.as_ref(), seats.collect(), &options, progress)
     })?;

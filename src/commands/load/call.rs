@@ -3,7 +3,10 @@
 use super::{crew::Crew, extent, report};
 use crate::{CallError, cli, failure::Failure, inputs::plan_of, interrupt::Interrupts, output::print_notes};
 use clap::Parser;
-use shardwright_loader::load::{LoadOptions, OnReady, Progress, load};
+use shardwright_loader::{
+    collective::Group,
+    load::{Lent, LoadOptions, OnReady, Progress, load},
+};
 use std::{
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
@@ -30,8 +33,21 @@ pub struct LoadRequest {
     pub threads: usize,
     /// Ends the load when it becomes true.
     pub interrupted: Arc<AtomicBool>,
+    /// What the caller has already.
+    pub brought: Brought,
     /// Hears what is ready. Whoever keeps the memory keeps the weights.
     pub on_ready: OnReady,
+}
+
+/// What a caller in this process has already.
+#[derive(Clone, Default)]
+pub struct Brought {
+    /// Memory that some of the tensors are to be loaded into, on the device that is asked for.
+    pub lent: Lent,
+    /// The GPU, by the number that the CUDA driver has for it in this process; the plan's for the rank otherwise.
+    pub gpu: Option<u32>,
+    /// What connects the ranks: they verify over it, where they meet.
+    pub group: Option<Arc<dyn Group>>,
 }
 
 /// What loading a rank came to.
@@ -101,7 +117,7 @@ fn load_alone(args: &cli::Load, request: &LoadRequest, progress: &Progress) -> R
         on_ready: request.on_ready.clone(),
         ..LoadOptions::default()
     };
-    let crew = Crew::muster(args, (&plan, exported), &mut options, &interrupts)?;
+    let crew = Crew::muster(args, (&plan, exported), &request.brought, &mut options, &interrupts)?;
     print_notes(&crew.notes);
     let begin = Instant::now();
     let ranks = load(&plan, &crew.catalog, crew.files.source.as_ref(), crew.seats(), &options, progress)?;

@@ -1,6 +1,9 @@
 //! Who loads what, and into which device: the ranks of this process, and how they agree with all others.
 
-use super::gpus::{self, Gpus};
+use super::{
+    call::Brought,
+    gpus::{self, Gpus},
+};
 use crate::{
     cli::{DeviceChoice, IoChoice, Load},
     failure::{Failure, Kind},
@@ -10,10 +13,10 @@ use crate::{
 };
 use shardwright_loader::{
     cast::Casts,
-    collective::{Communicator, Lifeline, TcpCommunicator, local_group},
+    collective::{Communicator, GroupCommunicator, Lifeline, TcpCommunicator, local_group},
     device::{Device, HostDevice},
     launch::{Address, Details, Launched, Rendezvous, launched},
-    load::{LoadError, LoadOptions, Seat, cores},
+    load::{Lent, LoadError, LoadOptions, Seat, cores},
     manifest::Manifest,
     numa::NumaNodes,
     source::{Io, Opened, open},
@@ -43,6 +46,7 @@ struct Member {
     device: Box<dyn Device>,
     /// Taken when loading begins.
     communicator: RefCell<Option<Box<dyn Communicator>>>,
+    lent: Lent,
 }
 
 /// Where the other ranks are.
@@ -83,6 +87,7 @@ impl Crew {
     pub(super) fn muster(
         args: &Load,
         (plan, exported): (&Plan, Option<Catalog>),
+        brought: &Brought,
         options: &mut LoadOptions,
         interrupts: &Interrupts,
     ) -> Result<Self, Failure> {
@@ -98,7 +103,10 @@ impl Crew {
         let gpus = gpus(args, plan);
         // A rank whose GPUs are amiss has its NCCL all the same: the others are to hear of the GPUs, not of a difference.
         let on_gpus = args.device == DeviceChoice::Cuda || matches!(gpus, Some(Ok(_)));
-        let agrees = options.verify.is_some() && plan.mesh.world_size() > 1 && company != Company::Alone;
+        let agrees = brought.group.is_none()
+            && options.verify.is_some()
+            && plan.mesh.world_size() > 1
+            && company != Company::Alone;
         let nccl = if on_gpus && agrees { Some(gpus::nccl(&mut notes)) } else { None };
         let version = nccl.as_ref().and_then(|nccl| nccl.as_ref().ok()).map(nccl_rs::Library::version);
         let io = io(args)?;
@@ -118,7 +126,7 @@ impl Crew {
         }
         let catalog = exported.map_or_else(|| checkpoint_of(plan, &args.file), Ok);
         let prepared = catalog.and_then(|catalog| {
-            let devices = devices(args, plan, options, &here, (gpus, nccl), &mut notes)?;
+            let devices = devices(args, plan, options, (&here, brought.gpu), (gpus, nccl), &mut notes)?;
             let shared = company == Company::Processes;
             if let Some(path) = &args.manifest {
                 let casts = Casts::new(plan, &catalog)?;
@@ -152,7 +160,11 @@ impl Crew {
                     // The others wait for this rank: let them hear why it does not come.
                     end.abort(&failure.message);
                 }
-                vec![Some(Box::new(end))]
+                let end: Box<dyn Communicator> = Box::new(end);
+                vec![Some(match &brought.group {
+                    Some(group) => Box::new(GroupCommunicator::new(end, Arc::clone(group))),
+                    None => end,
+                })]
             }
         };
         let (catalog, files, devices) = prepared?;
@@ -163,7 +175,10 @@ impl Crew {
             .into_iter()
             .zip(devices)
             .zip(communicators)
-            .map(|((rank, device), end)| Member { rank, device, communicator: RefCell::new(end) })
+            .map(|((rank, device), end)| {
+                let lent = brought.lent.clone();
+                Member { rank, device, communicator: RefCell::new(end), lent }
+            })
             .collect();
         Ok(Self { members, company, notes, catalog, files })
     }
@@ -197,7 +212,12 @@ impl Crew {
 
 impl Member {
     fn seat(&self) -> Seat<'_> {
-        Seat { rank: self.rank, device: self.device.as_ref(), communicator: self.communicator.take() }
+        Seat {
+            rank: self.rank,
+            device: self.device.as_ref(),
+            communicator: self.communicator.take(),
+            lent: self.lent.clone(),
+        }
     }
 }
 
@@ -355,7 +375,7 @@ fn devices(
     args: &Load,
     plan: &Plan,
     options: &LoadOptions,
-    here: &[u32],
+    (here, gpu): (&[u32], Option<u32>),
     (gpus, nccl): (Sought<Gpus>, Sought<nccl_rs::Library>),
     notes: &mut Vec<String>,
 ) -> Result<Vec<Box<dyn Device>>, Failure> {
@@ -370,5 +390,5 @@ fn devices(
         Some(gpus) => gpus?,
     };
     let nccl = nccl.transpose()?;
-    gpus.devices(plan, here, args, options, nccl.as_ref())
+    gpus.devices(plan, (here, gpu), args, options, nccl.as_ref())
 }

@@ -67,11 +67,20 @@ impl Gpus {
         })
     }
 
-    /// The devices of the ranks `here`, in their order.
+    /// The GPU that the driver has this number for.
+    fn with_ordinal(&self, ordinal: u32) -> Result<&Gpu, Failure> {
+        self.gpus.iter().find(|gpu| gpu.ordinal == ordinal).ok_or_else(|| {
+            let message = format!("this process sees no GPU {ordinal}");
+            Failure::new(Kind::Environment, message).with_help(no_gpu_help(self.visible.as_deref()))
+        })
+    }
+
+    /// The devices of the ranks `here`, in their order; `ordinal` is the driver's number of the GPU of the only one, where it is not for
+    /// the plan to say.
     pub(super) fn devices(
         &self,
         plan: &Plan,
-        here: &[u32],
+        (here, ordinal): (&[u32], Option<u32>),
         args: &Load,
         options: &LoadOptions,
         nccl: Option<&nccl_rs::Library>,
@@ -89,7 +98,10 @@ impl Gpus {
         }
         here.iter()
             .map(|&rank| {
-                let gpu = self.of(plan, rank, here)?;
+                let gpu = match ordinal {
+                    Some(ordinal) => self.with_ordinal(ordinal)?,
+                    None => self.of(plan, rank, here)?,
+                };
                 let options = CudaOptions {
                     staging_bytes: args.staging.bytes(),
                     registered: args.registered,

@@ -14,7 +14,7 @@ use crate::{
     output::{print_notes, write_whole},
     progress,
 };
-pub use call::{LoadRequest, Loaded, load_rank};
+pub use call::{Brought, LoadRequest, Loaded, load_rank};
 use crew::{Company, Crew};
 use shardwright_loader::{
     load::{LoadOptions, OnReady, load},
@@ -41,11 +41,12 @@ pub(crate) fn run(args: &Load, out: &mut dyn Write) -> Result<(), Failure> {
     };
     // A driver that hangs does so from the first call on.
     let watchdog = Watchdog::start(&interrupts, Duration::from_secs(args.patience))?;
-    let mustered = Crew::muster(args, (&plan, exported), &mut options, &interrupts).and_then(|crew| {
-        check_flipped(args, &plan, &crew)?;
-        let socket = holding::socket(args, &plan, &crew)?;
-        Ok((crew, socket))
-    });
+    let mustered = Crew::muster(args, (&plan, exported), &Brought::default(), &mut options, &interrupts)
+        .and_then(|crew| {
+            check_flipped(args, &plan, &crew)?;
+            let socket = holding::socket(args, &plan, &crew)?;
+            Ok((crew, socket))
+        });
     let (crew, socket) = match mustered {
         Ok(mustered) => mustered,
         Err(failure) => return watchdog.stop(Err(failure)),

@@ -15,7 +15,7 @@ mod sums;
 
 pub use driver::{CudaError, Driver, Gpu};
 
-use super::{Device, DeviceError, DeviceMemory, Pool};
+use super::{Device, DeviceError, DeviceMemory, LentPieces, Pool};
 use crate::{collective::Communicator, fingerprint::seed_of, numa::node_of_pci, trace::Tracer};
 use driver::{Context, IpcHandle};
 use memory::CudaMemory;
@@ -101,6 +101,10 @@ impl Device for CudaDevice {
 
     fn allocate(&self, bytes: u64) -> Result<Box<dyn DeviceMemory>, DeviceError> {
         Ok(Box::new(CudaMemory::new(&self.context, bytes, &self.options)?))
+    }
+
+    fn adopt(&self, lent: LentPieces) -> Result<Box<dyn DeviceMemory>, DeviceError> {
+        Ok(Box::new(CudaMemory::adopt(&self.context, &lent, &self.options)?))
     }
 
     fn connect(&self, control: Box<dyn Communicator>) -> Result<Box<dyn Communicator>, DeviceError> {

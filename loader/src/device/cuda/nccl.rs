@@ -6,7 +6,7 @@
 
 use super::driver::{Context, CudaError, DeviceBuffer, PinnedBuffer, Stream, gpu_name};
 use crate::{
-    collective::{CollectiveError, Communicator, Lifeline, Reduce, without_help},
+    collective::{CollectiveError, Communicator, Lifeline, Reduce, meet, without_help},
     device::DeviceError,
 };
 use nccl_rs::{CallError, DataType, Library, Reduction, UniqueId, Version};
@@ -160,12 +160,7 @@ impl Communicator for NcclCommunicator {
     }
 
     fn all_reduce(&mut self, values: &mut [u64], reduce: Reduce) -> Result<(), CollectiveError> {
-        // All bring as many numbers, and nobody waits for a rank that still loads but here.
-        let mut lengths = [values.len() as u64];
-        self.control.all_reduce(&mut lengths, Reduce::Max)?;
-        if lengths != [values.len() as u64] {
-            return Err(CollectiveError::OutOfStep { rank: self.rank() });
-        }
+        meet(self.control.as_mut(), values)?;
         let reduction = match reduce {
             Reduce::Sum => Reduction::Sum,
             Reduce::Min => Reduction::Min,

@@ -93,11 +93,13 @@ impl Summing {
         Ok(Self { kernel, blocks: processors * BLOCKS_PER_PROCESSOR, scratch: Mutex::new(scratch) })
     }
 
-    /// The fingerprints of `sums`, whose strips lie inside `memory`.
-    pub(super) fn sums(
+    /// The fingerprints of `sums`, whose strips say where in the address space they lie.
+    ///
+    /// # Safety
+    /// The whole words of 8 bytes that have any byte of a strip are memory of the GPU until this returns, or for ever where it fails.
+    pub(super) unsafe fn sums(
         &self,
         sums: &[Sum],
-        memory: &DeviceBuffer,
         staging: &Staging,
         patience: Duration,
     ) -> Result<Vec<Fingerprint>, CudaError> {
@@ -108,7 +110,7 @@ impl Summing {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = sums.len() * Fingerprint::LIMBS * 8;
         if scratch.limbs.len() < bytes {
-            scratch.limbs = DeviceBuffer::new(memory.context(), bytes)?;
+            scratch.limbs = DeviceBuffer::new(staging.stream().context(), bytes)?;
         }
         scratch.limbs.zero(staging.stream())?;
         let per_launch = MOST_ITEMS.min(staging.slot_bytes() / Item::BYTES);
@@ -118,7 +120,8 @@ impl Summing {
             let mut slot = staging.slot()?;
             slot.bytes(batch.len()).copy_from_slice(&batch);
             slot.copy_to(&scratch.items, 0, batch.len())?;
-            self.launch(memory, &scratch, (batch.len() / Item::BYTES) as u64, staging)?;
+            // SAFETY: these are the strips that the caller answers for.
+            unsafe { self.launch(&scratch, (batch.len() / Item::BYTES) as u64, staging) }?;
         }
         staging.drain()?;
         staging.stream().wait("the fingerprint kernel", patience)?;
@@ -135,15 +138,12 @@ impl Summing {
     }
 
     /// Adds to the stream: the kernel on `count` items.
-    fn launch(
-        &self,
-        memory: &DeviceBuffer,
-        scratch: &Scratch,
-        mut count: u64,
-        staging: &Staging,
-    ) -> Result<(), CudaError> {
-        let (mut memory, mut items, mut limbs) =
-            (memory.address(), scratch.items.address(), scratch.limbs.address());
+    ///
+    /// # Safety
+    /// As for [`Summing::sums`], of the items' rows.
+    unsafe fn launch(&self, scratch: &Scratch, mut count: u64, staging: &Staging) -> Result<(), CudaError> {
+        // Places in a memory that begins at address 0 are addresses.
+        let (mut memory, mut items, mut limbs) = (0u64, scratch.items.address(), scratch.limbs.address());
         let mut arguments: [*mut c_void; 4] = [
             (&raw mut memory).cast(),
             (&raw mut items).cast(),
@@ -152,7 +152,7 @@ impl Summing {
         ];
         let blocks = u32::try_from(count).unwrap_or(u32::MAX).min(self.blocks);
         // SAFETY: the kernel takes three addresses and a count, all of 64 bits. The items are in the buffer before it runs, for
-        // the stream keeps order; their rows lie inside the memory and their sums inside the limbs. All three live until the
+        // the stream keeps order; the caller answers for their rows, and their sums lie inside the limbs. All live until the
         // stream is waited for.
         unsafe { self.kernel.launch(blocks, THREADS, &mut arguments, staging.stream()) }
     }

@@ -18,7 +18,7 @@ fn loaded_apart(processes: [Process<'_>; 2]) -> [Result<Vec<LoadedRank>, LoadErr
         let mut rank = 0;
         let threads = processes.map(|process| {
             let end = ends.next().unwrap();
-            let seat = Seat { rank, device: &HostDevice, communicator: Some(Box::new(end)) };
+            let seat = Seat::new(rank, &HostDevice, Some(Box::new(end)));
             rank += 1;
             scope.spawn(move || {
                 let Process { plan, catalog, source, options } = process;

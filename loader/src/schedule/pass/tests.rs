@@ -76,7 +76,13 @@ fn every_byte_is_read_once_and_handed_to_all_who_hold_it() {
                         ranks.map(|rank| Schedule::new(&plan, &catalog, rank).unwrap()).collect();
                     let windows = vec![most; schedules.len()];
                     let answers = Answers::WithOthers { world };
-                    let pass = Pass::new(&schedules, &windows, &batches, (&catalog, &casts), answers);
+                    let pass = Pass::new(
+                        &schedules,
+                        &|seat, at| at + windows[seat],
+                        &batches,
+                        (&catalog, &casts),
+                        answers,
+                    );
                     let mut touched = Touched::default();
                     touch(&pass, &schedules, &windows, &mut touched);
                     assert!(touched.read.values().all(|&times| times == 1), "{name}: a byte is read twice");
@@ -137,7 +143,7 @@ fn share((plan, catalog): (Plan, Catalog), answers_of: fn(u32) -> Answers) -> u3
                 stripes.insert(tensor.id);
             }
         }
-        let pass = Pass::new(&schedules, &[5000], &batches, (&catalog, &casts), answers_of(world));
+        let pass = Pass::new(&schedules, &|_, at| at + 5000, &batches, (&catalog, &casts), answers_of(world));
         let mut pass = pass.beside(&neighbours);
         pass.grain = Grain { block: 700, least_alone: 300 };
         for unit in &pass.units {
@@ -179,8 +185,13 @@ fn a_process_that_has_all_ranks_of_a_host_shares_nothing() {
     let batches = Batches::new(&plan, &catalog).unwrap();
     let schedules = [0, 1].map(|rank| Schedule::new(&plan, &catalog, rank).unwrap());
     let casts = Casts::none(&catalog);
-    let pass =
-        Pass::new(&schedules, &[5000; 2], &batches, (&catalog, &casts), Answers::WithOthers { world: 2 });
+    let pass = Pass::new(
+        &schedules,
+        &|_, at| at + 5000,
+        &batches,
+        (&catalog, &casts),
+        Answers::WithOthers { world: 2 },
+    );
     let pass = pass.beside(&[0, 1]);
     for unit in &pass.units {
         assert_eq!(pass.read_ahead(unit), []);
@@ -193,8 +204,13 @@ fn little_is_read_in_vain_however_thin_the_slices_are() {
     let (plan, catalog) = planned("llama-bf16", 1, 1, 8);
     let batches = Batches::new(&plan, &catalog).unwrap();
     let schedules = [Schedule::new(&plan, &catalog, 3).unwrap()];
-    let pass =
-        Pass::new(&schedules, &[1 << 20], &batches, (&catalog, &Casts::none(&catalog)), Answers::ForItself);
+    let pass = Pass::new(
+        &schedules,
+        &|_, at| at + (1 << 20),
+        &batches,
+        (&catalog, &Casts::none(&catalog)),
+        Answers::ForItself,
+    );
     let read: u64 = pass
         .units
         .iter()

@@ -21,6 +21,8 @@ pub(crate) enum Origin {
     Allocated,
     /// Another process' buffer, opened in this one.
     Opened,
+    /// Somebody else's, in this process.
+    Lent,
 }
 
 /// Rows of a two-dimensional copy from the host.
@@ -70,6 +72,14 @@ impl DeviceBuffer {
         let held = (start + whole as u64).saturating_sub(opened.address);
         let held = usize::try_from(held).unwrap_or(usize::MAX);
         Ok(if held < len.max(1) { Err(held) } else { Ok(opened) })
+    }
+
+    /// `len` bytes at `address` that are somebody else's.
+    ///
+    /// # Safety
+    /// They are memory of the context's GPU for as long as the buffer, and what was added to streams for it, lives.
+    pub(crate) unsafe fn lent(context: &Context, address: u64, len: usize) -> Self {
+        Self { context: context.clone(), address, len, origin: Origin::Lent }
     }
 
     pub(crate) fn origin(&self) -> Origin {
@@ -202,6 +212,7 @@ impl Drop for DeviceBuffer {
             return;
         }
         match self.origin {
+            Origin::Lent => {}
             Origin::Allocated => {
                 // SAFETY: allocated by `new`, freed here only. The driver waits for work that still uses it.
                 let _ = unsafe { (self.context.functions().cuMemFree_v2)(self.address) };
