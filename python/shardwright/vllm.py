@@ -203,7 +203,7 @@ def _targets(model: Any, known: list[dict[str, Any]]) -> _Targets | None:
         if "value" in tensor:
             parameter.fill_(tensor["value"])
             continue
-        is_same = _TYPES.get(tensor["dtype"]) == parameter.dtype
+        is_same = DTYPES.get(parameter.dtype) == tensor["dtype"]
         elements, at = parameter.view(-1), 0
         for name, count in tensor["slices"]:
             part = elements[at : at + count]

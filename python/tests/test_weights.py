@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import socket
+import subprocess
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -202,6 +204,19 @@ def test_a_group_that_breaks_is_every_ranks_error(planned):
 
     errors = both(planned(2), broken)
     assert all("could not sum up: RuntimeError: the wire was cut" in str(error) for error in errors), errors
+
+
+def test_torch_is_not_needed(tmp_path):
+    code = f"""
+import sys
+sys.modules["torch"] = None
+import numpy, shardwright
+checkpoint = {str(Path(__file__).parents[2] / "tests/fixtures/checkpoints/mistral-f32")!r}
+shardwright.plan(checkpoint, "plan.yaml", tp=2, topology="host")
+print(sum(numpy.from_dlpack(tensor).size for tensor in shardwright.load("plan.yaml", 1).values()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert int(done.stdout) > 0, done.stderr
 
 
 def resident() -> int:

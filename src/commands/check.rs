@@ -18,7 +18,7 @@ pub(crate) fn run(args: &Check, out: &mut dyn Write) -> Result<(), Failure> {
     for rank in 0..world {
         let schedule = Schedule::new(&plan, &catalog, rank)?;
         copied = copied.saturating_add(schedule.copied_bytes());
-        tensors += schedule.tensors.len() as u64;
+        tensors += schedule.len() as u64;
     }
     let digest = plan.digest()?;
     if args.json {

@@ -5,6 +5,7 @@
 mod counts;
 mod faults;
 mod hold;
+mod lent;
 mod load;
 mod processes;
 #[path = "../support/mod.rs"]

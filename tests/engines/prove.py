@@ -1,9 +1,9 @@
 """Runs vLLM with plain checkpoints, with exported files and with the loader, and compares.
 
-    python3 tests/engines/prove.py [--dir DIR] [--families NAME,…] [--tp 1,2] [--only parameters|tokens|bytes|speed|export]
+    python3 tests/engines/prove.py [--dir DIR] [--families NAME,…] [--tp 1,2] [--only parameters|tokens|faults|bytes|speed|export] [--formats files,loader]
 
-One table for each question: are all parameters the same, bit by bit; are the greedy tokens; how many bytes does each rank read; how long does loading take; how long
-does exporting take against `cp`. The exit code is 1 where an answer is no.
+One table for each question: are all parameters the same, bit by bit; are the greedy tokens; does what goes wrong say so; how many bytes
+does each rank read; how long does loading take; how long does exporting take against `cp`. The exit code is 1 where an answer is no.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class Ballast:
         self.held.close()
 
 
-def engine(model: Path, load_format: str, tp: int, files: Path | None = None, ready: Callable[[], object] = int, ballast: int = 0, **more: object) -> Run:
+def engine(model: Path, load_format: str, tp: int, files: Path | None = None, ready: Callable[[], object] = int, ballast: int = 0, loading: Callable[[int], object] = int, **more: object) -> Run:
+    """Runs the engine with `more` arguments; `loading` is called with its process when it begins to load."""
+
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "tokens.json"
         command = [sys.executable, HERE / "tokens.py", out, model, load_format, str(tp), json.dumps(more)]
@@ -93,6 +95,8 @@ def engine(model: Path, load_format: str, tp: int, files: Path | None = None, re
             lines.append(line)
             if "Starting to load model" in line:
                 held.drop()
+                loading(child.pid)
+                loading = int
         child.wait()
         late.cancel()
         tokens = json.loads(out.read_text()) if out.exists() else None
@@ -162,34 +166,94 @@ def cases(families: list[str], sizes: list[int]) -> Iterator[tuple[str, int, tup
             yield family, 2, ("--expert-parallel",), {"enable_expert_parallel": True}
 
 
-def prove_tokens(folder: Path, families: list[str], sizes: list[int]) -> bool:
+def prove_tokens(folder: Path, families: list[str], sizes: list[int], formats: list[str]) -> bool:
     rows = []
     for family, tp, options, more in cases(families, sizes):
         model = checkpoints.write(folder, family)
         plain = engine(model, "auto", tp, **more)
-        try:
-            files = exported(model, tp, folder / f"{family}-{tp}{''.join(options)}", *options)
-            state = engine(files, "sharded_state", tp, **more)
-        except RuntimeError as refused:
-            state = Run(None, str(refused))
-        ours = engine(model, "shardwright", tp, **more)
-        differ = plain.tokens is not None and not plain.tokens == state.tokens == ours.tokens
+        found = {}
+        if "files" in formats:
+            try:
+                files = exported(model, tp, folder / f"{family}-{tp}{''.join(options)}", *options)
+                found["files"] = engine(files, "sharded_state", tp, **more)
+            except RuntimeError as refused:
+                found["files"] = Run(None, str(refused))
+        if "loader" in formats:
+            found["loader"] = engine(model, "shardwright", tp, **more)
+        differ = plain.tokens is not None and any(run.tokens != plain.tokens for run in found.values())
         again = engine(model, "auto", tp, **more) if differ else plain
-        whole = "loading whole tensors" in ours.log
-        by_us = len(re.findall(r"shardwright: rank \d+ read", ours.log)) == tp and not whole
-        row = [
-            family + "".join(f" {option}" for option in options),
-            str(tp),
-            compared(plain, again, state),
-            compared(plain, again, ours),
-            "each rank's slices" if by_us else "WHOLE TENSORS",
-        ]
+        reads = "-"
+        if (ours := found.get("loader")) is not None:
+            whole = "loading whole tensors" in ours.log
+            by_us = len(re.findall(r"shardwright: rank \d+ read", ours.log)) == tp and not whole
+            reads = "each rank's slices" if by_us else "WHOLE TENSORS"
+        answers = [compared(plain, again, found[it]) if it in found else "-" for it in ("files", "loader")]
+        row = [family + "".join(f" {option}" for option in options), str(tp), *answers, reads]
         rows.append(row)
         print(*row, sep="  ", file=sys.stderr, flush=True)
     head = ["family", "tp", "sharded_state files", "--load-format shardwright", "which reads"]
     table("Greedy tokens against a plain load", head, rows)
-    fine = ("same", "the engine itself cannot run it", "plain loads differ among themselves")
+    fine = ("-", "same", "the engine itself cannot run it", "plain loads differ among themselves")
     return all(row[2] in fine and row[3] in fine and row[4] != "WHOLE TENSORS" for row in rows)
+
+
+def prove_faults(folder: Path, size: int) -> bool:
+    """What goes wrong ends the engine with words that say what, and in time."""
+    model = checkpoints.write(folder, "llama")
+    plans = {tp: folder / f"fault-{tp}.yaml" for tp in (2, 4)}
+    for tp, plan in plans.items():
+        shardwright("plan", model, "--tp", tp, "--topology", "host", "-o", plan)
+    changed = folder / "changed"
+    shutil.rmtree(changed, ignore_errors=True)
+    shutil.copytree(model, changed)
+    shardwright("plan", changed, "--tp", 2, "--topology", "host", "-o", folder / "changed.yaml")
+    file = sorted(changed.glob("*.safetensors"))[0]
+    file.write_bytes(file.read_bytes().replace(b'"format":"pt"', b'"format":"np"'))
+    killed: list[float] = []
+
+    def kill_a_worker(process: int) -> None:
+        def kill() -> None:
+            listed = subprocess.run(["pgrep", "-s", str(process), "-f", "Worker_TP1"], capture_output=True, text=True)
+            for worker in listed.stdout.split():
+                os.kill(int(worker), signal.SIGKILL)
+                killed.append(time.monotonic())
+
+        threading.Timer(1.5, kill).start()
+
+    def given(plan: Path, **more: object) -> dict:
+        return {"max_tokens": 1, "model_loader_extra_config": {"plan": str(plan), **more}}
+
+    big = large(folder, size)
+    cases: dict[str, tuple[str, Callable[[], Run]]] = {
+        "a plan for four ranks": (
+            "is for 4 ranks, and the engine has 2",
+            lambda: engine(model, "shardwright", 2, **given(plans[4])),
+        ),
+        "a checkpoint that has changed": (
+            "is not the file that was planned|has changed",
+            lambda: engine(changed, "shardwright", 2, **given(folder / "changed.yaml")),
+        ),
+        "an option that does not exist": (
+            "unknown options",
+            lambda: engine(model, "shardwright", 2, **given(plans[2], speed="high")),
+        ),
+        "a worker killed while it loads": (
+            "rank 1 (ended before the others|failed|has made no progress)",
+            lambda: engine(
+                big, "shardwright", 2, ready=partial(drop, big), loading=kill_a_worker, max_tokens=1
+            ),
+        ),
+    }
+    rows = []
+    for name, (words, run) in cases.items():
+        ended = run()
+        said = re.search(words, ended.log)
+        fine = ended.tokens is None and said is not None
+        after = f"{time.monotonic() - killed[-1]:.0f} s after" if killed else "-"
+        rows.append([name, said.group(0) if said else ended.problem(), after, "ends" if fine else "WRONG"])
+        print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
+    table("What goes wrong, tp 2", ["", "the log says", "the engine ended", ""], rows)
+    return all(row[-1] == "ends" for row in rows)
 
 
 def large(folder: Path, size: int) -> Path:
@@ -309,16 +373,18 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()) / "shardwright-engines")
     parser.add_argument("--families", default=",".join(checkpoints.FAMILIES))
     parser.add_argument("--tp", default="1,2")
+    parser.add_argument("--formats", default="files,loader")
     parser.add_argument("--bytes", type=float, default=4e9)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=["parameters", "tokens", "bytes", "speed", "export"])
+    parser.add_argument("--only", choices=["parameters", "tokens", "faults", "bytes", "speed", "export"])
     arguments = parser.parse_args()
     arguments.dir.mkdir(parents=True, exist_ok=True)
     size, rounds = int(arguments.bytes), arguments.rounds
     families, sizes = arguments.families.split(","), [int(tp) for tp in arguments.tp.split(",")]
     questions = {
         "parameters": lambda: prove_parameters(arguments.dir, families, sizes),
-        "tokens": lambda: prove_tokens(arguments.dir, families, sizes),
+        "tokens": lambda: prove_tokens(arguments.dir, families, sizes, arguments.formats.split(",")),
+        "faults": lambda: prove_faults(arguments.dir, size),
         "bytes": lambda: prove_bytes(arguments.dir, size),
         "speed": lambda: prove_speed(arguments.dir, size, rounds),
         "export": lambda: prove_export(arguments.dir, size, rounds),

@@ -21,5 +21,5 @@ if ! cmp -s "$requirements" "$environment/requirements.in"; then
     cp "$requirements" "$environment/requirements.in"
 fi
 cargo build --release --locked --bin shardwright
-"$environment/bin/pip" install --quiet --disable-pip-version-check .
+"$environment/bin/pip" install --quiet --disable-pip-version-check --force-reinstall --no-deps .
 exec "$environment/bin/python" tests/engines/prove.py "$@"

@@ -114,7 +114,7 @@ impl HostDevice {
         let start = map.as_ptr().align_offset(HUGE_PAGE);
         if len > 0 {
             // Only advice: without huge pages it is slower, not wrong.
-            let _ = map.advise_range(Advice::HugePage, start, len);
+            let _ = map.advise_range(Advice::HugePage, start, len / HUGE_PAGE * HUGE_PAGE);
         }
         Ok(OwnMemory { map: map.into(), start })
     }

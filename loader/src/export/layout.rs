@@ -133,7 +133,7 @@ impl RankFiles {
     ) -> Result<Self, ExportError> {
         check_once(schedule, &tensors, name_of)?;
         let mut files = Vec::new();
-        let mut runs = Vec::with_capacity(schedule.tensors.len());
+        let mut runs = Vec::with_capacity(schedule.len());
         let mut part: Vec<(FileTensor, u64)> = Vec::new();
         let mut part_bytes = 0u64;
         for tensor in tensors {
@@ -170,12 +170,12 @@ fn check_once(
     tensors: &[FileTensor],
     name_of: &dyn Fn(usize) -> String,
 ) -> Result<(), ExportError> {
-    let mut times = vec![0usize; schedule.tensors.len()];
+    let mut times = vec![0usize; schedule.len()];
     for tensor in tensors {
         let Content::Slices(slices) = &tensor.content else { continue };
         slices.iter().for_each(|&place| times[place] += 1);
     }
-    match schedule.tensors.iter().zip(times).find(|(_, times)| *times != 1) {
+    match schedule.tensors().zip(times).find(|(_, times)| *times != 1) {
         Some((tensor, _)) => Err(ExportError::NotOnce { rank: schedule.rank, name: name_of(tensor.id) }),
         None => Ok(()),
     }
@@ -184,7 +184,7 @@ fn check_once(
 /// Bytes of a tensor, which are those of its slices.
 fn checked_bytes(schedule: &Schedule, tensor: &FileTensor) -> Result<u64, ExportError> {
     let found = match &tensor.content {
-        Content::Slices(slices) => slices.iter().map(|&place| schedule.tensors[place].held().bytes).sum(),
+        Content::Slices(slices) => slices.iter().map(|&place| schedule.tensor(place).held().bytes).sum(),
         Content::Constant(bytes) => bytes.len() as u64,
     };
     let bits = tensor.dtype.bitsize() as u64;
@@ -237,7 +237,7 @@ fn file(
                 to = after;
             }
             Content::Slices(slices) => {
-                for placed in slices.into_iter().map(|place| &schedule.tensors[place]) {
+                for placed in slices.into_iter().map(|place| schedule.tensor(place)) {
                     let bytes = placed.held().bytes;
                     if bytes > 0 {
                         runs.push(Run { at: placed.offset, bytes, file: number, to });
@@ -264,7 +264,7 @@ mod tests {
 
     fn tensors(catalog: &Catalog, schedule: &Schedule) -> Vec<FileTensor> {
         let tensor = |place: usize| {
-            let placed = &schedule.tensors[place];
+            let placed = schedule.tensor(place);
             FileTensor {
                 name: catalog.tensors()[placed.id].name.to_string(),
                 dtype: placed.held().dtype,
@@ -272,7 +272,7 @@ mod tests {
                 content: Content::Slices(vec![place]),
             }
         };
-        (0..schedule.tensors.len()).map(tensor).collect()
+        (0..schedule.len()).map(tensor).collect()
     }
 
     fn laid_out(schedule: &Schedule, tensors: Vec<FileTensor>, most: u64) -> Result<RankFiles, ExportError> {
@@ -286,7 +286,7 @@ mod tests {
             let files = laid_out(&schedule, tensors(&catalog, &schedule), most).unwrap();
             assert!(files.runs.windows(2).all(|pair| pair[0].at + pair[0].bytes <= pair[1].at));
             let bytes: u64 = files.runs.iter().map(|run| run.bytes).sum();
-            assert_eq!(bytes, schedule.tensors.iter().map(|tensor| tensor.held().bytes).sum::<u64>());
+            assert_eq!(bytes, schedule.tensors().map(|tensor| tensor.held().bytes).sum::<u64>());
             let mut all = 0;
             for (number, file) in files.files.iter().enumerate() {
                 let whole =
@@ -310,7 +310,7 @@ mod tests {
                     places.iter().all(|place| place.0 >= file.header.len() as u64 && place.1 <= file.bytes)
                 );
             }
-            assert_eq!(all, schedule.tensors.len());
+            assert_eq!(all, schedule.len());
         }
     }
 

@@ -211,6 +211,7 @@ impl Lanes<'_> {
     /// Begins to fill the memory that the unit fills.
     fn open(&self, number: usize, bytes: u64) -> Result<Open<'_>, LoadError> {
         let unit = &self.pass.units[number];
+        self.arrivals.wait_for_room(unit.batch, self.step)?;
         let mut fillings = Vec::with_capacity(self.memories.len());
         for ((rank, memory), window) in self.memories.iter().zip(&unit.windows) {
             if window.is_empty() {
@@ -247,7 +248,7 @@ impl Lanes<'_> {
                 }
             }
         }
-        for &place in self.pass.places(tensor) {
+        for place in self.pass.places(tensor) {
             let seat = place.seat();
             let Some((filling, window)) = open.fillings.get_mut(seat).and_then(Option::as_mut) else {
                 continue;

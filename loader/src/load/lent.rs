@@ -88,8 +88,8 @@ impl Lent {
         let rank = schedule.rank;
         let mut left: BTreeMap<&str, LentTensor> =
             self.tensors.iter().map(|(name, &lent)| (name.as_str(), lent)).collect();
-        let mut all = Vec::with_capacity(schedule.tensors.len());
-        for tensor in &schedule.tensors {
+        let mut all = Vec::with_capacity(schedule.len());
+        for tensor in schedule.tensors() {
             let (name, held) = (catalog.own_name(tensor.id, rank), tensor.held());
             let lent = left.remove(name);
             if let Some(lent) = lent {

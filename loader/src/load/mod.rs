@@ -28,13 +28,14 @@ use crate::{
     cast::Casts,
     collective::{Communicator, Lifeline},
     device::{Device, DeviceMemory, LentPieces, Pool},
+    heap,
     manifest::Manifest,
     numa::NumaNodes,
     schedule::{Answers, Batches, Pass, Schedule, ScheduleError},
     source::Source,
     tensors::Tensors,
     trace::Tracer,
-    verify::{self, Extent},
+    verify::{self, Extent, Replicated},
 };
 use arrivals::Arrivals;
 use lanes::Lanes;
@@ -153,11 +154,13 @@ pub fn load(
             return Err(error);
         }
     };
-    let Prepared { schedules, lent, batches, chosen, casts } = &mut prepared;
+    heap::trim();
+    let Prepared { schedules, lent, batches, chosen, replicated, casts } = &mut prepared;
     let (schedules, batches, chosen, casts) = (&*schedules, &*batches, &*chosen, &*casts);
     let tensors = &Tensors::new(catalog, casts, source);
     let world = plan.mesh.world_size();
-    let job = Job { plan, tensors, options, batches, chosen, is_whole: seats.len() == world as usize };
+    let job =
+        Job { plan, tensors, options, batches, chosen, replicated, is_whole: seats.len() == world as usize };
     let numa = NumaNodes::of_host();
     let nodes = numa.of_devices(seats.iter().map(|seat| seat.device));
     let mut seated = seat_all(schedules, seats, std::mem::take(lent), options.verify.is_some(), &numa)?;
@@ -242,10 +245,21 @@ pub fn load(
     let too_large: Vec<String> = tensors.too_large().into_iter().map(str::to_owned).collect();
     drop((pass, arrivals, memories));
     let memories: Vec<_> = seated.into_iter().map(|seated| seated.memory).collect();
-    // Nothing failed, so everything arrived. Each schedule goes before the next table comes.
+    // Nothing failed, so everything arrived. Each schedule goes before the next table comes, and ranks that hold their tensors alike
+    // share one.
+    let mut tables: Vec<Arc<PlacedTensors>> = Vec::new();
     let loaded = |((schedule, memory), done): ((Schedule, _), Option<seats::Done>)| {
-        let rank = schedule.rank;
-        Some(done?.loaded(rank, memory, PlacedTensors::loaded(catalog, schedule), &too_large))
+        let (rank, done) = (schedule.rank, done?);
+        let table = PlacedTensors::loaded(catalog, &schedule);
+        let table = match tables.iter().find(|known| ***known == table) {
+            Some(known) => Arc::clone(known),
+            None => {
+                let table = Arc::new(table);
+                tables.push(Arc::clone(&table));
+                table
+            }
+        };
+        Some(done.loaded(rank, memory, table, &too_large))
     };
     Ok(prepared.schedules.into_iter().zip(memories).zip(done).filter_map(loaded).collect())
 }
@@ -325,6 +339,8 @@ struct Prepared {
     batches: Batches,
     /// Which tensors are verified; empty when none is.
     chosen: Vec<bool>,
+    /// The boxes that several ranks hold, where ranks verify together.
+    replicated: Replicated,
     casts: Casts,
 }
 
@@ -339,7 +355,8 @@ impl Prepared {
         let mut lent = Vec::with_capacity(seats.len());
         let mut pools: BTreeMap<u64, (Pool, u32, Vec<u64>)> = BTreeMap::new();
         for &Seat { rank, device, lent: ref of_others, .. } in seats {
-            let schedule = Schedule::new(plan, catalog, rank)?;
+            let mut schedule = Schedule::new(plan, catalog, rank)?;
+            schedules.iter().for_each(|other| schedule.share(other));
             let pieces =
                 if of_others.is_empty() { None } else { Some(of_others.pieces(&schedule, catalog)?) };
             for pool in device.pools().map_err(|source| LoadError::Device { rank, source })? {
@@ -356,16 +373,19 @@ impl Prepared {
             Some(extent) => verify::chosen(plan, catalog, extent).map_err(ScheduleError::from)?,
             None => Vec::new(),
         };
+        let together = !chosen.is_empty() && seats.iter().any(|seat| seat.communicator.is_some());
+        let replicated = if together { Replicated::new(plan, catalog) } else { Ok(Replicated::default()) };
+        let replicated = replicated.map_err(ScheduleError::from)?;
         let batches = Batches::new(plan, catalog)?;
         let casts = Casts::new(plan, catalog)?;
-        Ok(Self { schedules, lent, batches, chosen, casts })
+        Ok(Self { schedules, lent, batches, chosen, replicated, casts })
     }
 }
 
 /// The first byte of the rank's largest tensor, and which of the schedules is the rank's.
 fn byte_to_flip(schedules: &[Schedule], rank: u32) -> Option<(usize, u64)> {
     let (seat, schedule) = schedules.iter().enumerate().find(|(_, schedule)| schedule.rank == rank)?;
-    let largest = schedule.tensors.iter().max_by_key(|tensor| tensor.held().bytes)?;
+    let largest = schedule.tensors().max_by_key(|tensor| tensor.held().bytes)?;
     let first = largest.all_rows().map(|rows| rows.to).min()?;
     Some((seat, first))
 }

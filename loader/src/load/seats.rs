@@ -11,7 +11,7 @@ use crate::{
     schedule::{Batches, PlacedTensor, Schedule},
     tensors::Tensors,
     trace::{Traced, Track},
-    verify::{Arrived, Standard, Verification, Verified, Verifier, VerifyError},
+    verify::{Arrived, Replicated, Standard, Verification, Verified, Verifier, VerifyError},
 };
 use shardwright_planner::plan::Plan;
 use std::{
@@ -28,6 +28,7 @@ pub(super) struct Job<'a> {
     pub(super) batches: &'a Batches,
     /// Whether each tensor is verified, by its number in the catalog; empty when none is.
     pub(super) chosen: &'a [bool],
+    pub(super) replicated: &'a Replicated,
     /// Whether this process has all ranks.
     pub(super) is_whole: bool,
 }
@@ -104,10 +105,10 @@ impl Done {
         self,
         rank: u32,
         memory: Arc<dyn DeviceMemory>,
-        table: PlacedTensors,
+        table: Arc<PlacedTensors>,
         too_large: &[String],
     ) -> LoadedRank {
-        let weights = RankWeights::new(rank, Arc::new(table), memory);
+        let weights = RankWeights::new(rank, table, memory);
         LoadedRank::new(weights, self.of_all_ranks, self.verified, too_large.to_vec())
     }
 }
@@ -174,6 +175,7 @@ impl Job<'_> {
             memory,
             tensors: self.tensors,
             chosen: self.chosen,
+            replicated: self.replicated,
             standard: match &self.options.manifest {
                 Some(manifest) => Standard::Manifest(manifest),
                 // Threads of one process read the same files.
@@ -225,8 +227,8 @@ impl Job<'_> {
             }
             if self.options.on_ready.is_wanted() {
                 let is_right =
-                    |placed: &&PlacedTensor| wrong.iter().all(|name| **name != *entries[placed.id].name);
-                let right = schedule.tensors[places].iter().filter(is_right);
+                    |placed: &PlacedTensor<'_>| wrong.iter().all(|name| **name != *entries[placed.id].name);
+                let right = schedule.tensors_at(places).filter(is_right);
                 let tensors = right.map(|placed| LoadedTensor {
                     name: catalog.own_name(placed.id, rank),
                     dtype: placed.held().dtype,
@@ -241,7 +243,7 @@ impl Job<'_> {
         }
         let verified = verifier.map(Verifier::finish);
         let verify = since.elapsed();
-        let tensors = schedule.tensors.len() as u64;
+        let tensors = schedule.len() as u64;
         let figures = LoadFigures { tensors, bytes: schedule.copied_bytes(), load, verify };
         // What was read of files that changed meanwhile is of no use, whatever its sums are. One rank looks for its process.
         if seat == 0 {

@@ -25,7 +25,7 @@ impl Lanes<'_> {
             let mut sums = UnitSums::default();
             for span in &unit.spans {
                 let tensor = &self.pass.tensors[span.tensor];
-                for &place in self.pass.places(tensor) {
+                for place in self.pass.places(tensor) {
                     for rows in self.pass.placed(place).all_rows_out_of(span.bytes.clone()) {
                         (self.step)()?;
                         self.rows(place, tensor.id, rows, track)?;
@@ -53,9 +53,9 @@ impl Lanes<'_> {
             }
             let mut runs: Vec<Range<u64>> = self.pass.answered(tensor);
             if self.answers == Answers::ForItself {
-                let places = self.pass.places(tensor).iter();
+                let places = self.pass.places(tensor);
                 let rows =
-                    places.flat_map(|&place| self.pass.placed(place).all_rows_out_of(span.bytes.clone()));
+                    places.flat_map(|place| self.pass.placed(place).all_rows_out_of(span.bytes.clone()));
                 runs = rows.flat_map(Runs::of).map(|run| run.from).collect();
             }
             for run in runs {

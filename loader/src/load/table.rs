@@ -33,18 +33,18 @@ impl PlacedTensors {
     }
 
     /// The table of what was loaded by `schedule`.
-    pub(super) fn loaded(catalog: &Catalog, schedule: Schedule) -> Self {
+    pub(super) fn loaded(catalog: &Catalog, schedule: &Schedule) -> Self {
         let rank = schedule.rank;
         let name = |id: usize| match (catalog.own_name(id, rank), &catalog.tensors()[id].name) {
             (own, name) if own.len() == name.len() => Arc::clone(name),
             (own, _) => own.into(),
         };
-        let place = |tensor: PlacedTensor| TensorPlace {
+        let place = |(number, tensor): (usize, PlacedTensor<'_>)| TensorPlace {
             name: name(tensor.id),
-            held: Arc::clone(&tensor.form.held),
+            held: Arc::clone(schedule.held(number)),
             offset: tensor.offset,
         };
-        Self::new(schedule.tensors.into_iter().map(place).collect())
+        Self::new(schedule.tensors().enumerate().map(place).collect())
     }
 
     /// All of them, in the order they lie in.

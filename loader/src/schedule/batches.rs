@@ -18,19 +18,19 @@ const BATCH_TENSORS: usize = 1024;
 /// ones, whatever it holds itself.
 #[derive(Debug)]
 pub struct Batches {
-    tensors: Vec<Turned>,
+    tensors: Vec<Ordered>,
     batches: Vec<Range<usize>>,
     /// By a tensor's number in the catalog: its place in `tensors`.
-    places: Vec<usize>,
+    places: Vec<u32>,
     /// The sets of ranks that hold any part of a tensor. They are few.
     holders: Vec<Vec<u32>>,
 }
 
-/// There may be 100,000 of them.
+/// A tensor in its turn. There may be 100,000 of them.
 #[derive(Debug, Clone, Copy)]
-struct Turned {
-    id: usize,
-    turn: Turn,
+struct Ordered {
+    /// Its number in the catalog.
+    id: u32,
     /// Which of [`Batches::holders`].
     holders: u32,
 }
@@ -43,10 +43,10 @@ impl Batches {
     pub fn new(plan: &Plan, catalog: &Catalog) -> Result<Self, ScheduleError> {
         let entries = catalog.tensors();
         let mut holders = vec![Vec::new()];
-        let mut tensors: Vec<Turned> = (0..entries.len())
-            // What no rank holds has its turn at the end: it is missed there.
-            .map(|id| Turned { id, turn: Turn::Last, holders: 0 })
-            .collect();
+        let ids = 0..u32::try_from(entries.len()).map_err(|_| ScheduleError::TooLarge { rank: 0 })?;
+        // What no rank holds has its turn at the end: it is missed there.
+        let mut turned: Vec<(Turn, Ordered)> =
+            ids.map(|id| (Turn::Last, Ordered { id, holders: 0 })).collect();
         let mut known = HashMap::from([(Vec::new(), 0)]);
         for Holding { name, turn, ranks } in plan.holdings()? {
             let Some(id) = catalog.number_of(&name) else { return Err(ScheduleError::NotThere { name }) };
@@ -55,21 +55,22 @@ impl Batches {
                 // There are fewer sets than tensors, of which a plan has fewer than 2^32.
                 u32::try_from(holders.len() - 1).unwrap_or(0)
             });
-            tensors[id] = Turned { id, turn, holders: number };
+            turned[id].0 = turn;
+            turned[id].1.holders = number;
         }
         // Those of no bytes are all in the same place.
-        tensors.sort_by_key(|tensor| {
-            let entry = &entries[tensor.id];
-            (tensor.turn, entry.file, entry.bytes, tensor.id)
+        turned.sort_by_key(|(turn, tensor)| {
+            let entry = &entries[tensor.id as usize];
+            (*turn, entry.file, entry.bytes, tensor.id)
         });
 
         let mut batches = Vec::new();
         let (mut start, mut bytes) = (0, 0u64);
-        for (place, tensor) in tensors.iter().enumerate() {
-            bytes = bytes.saturating_add(entries[tensor.id].bytes.len());
-            let ends = tensors.get(place + 1).is_none_or(|next| next.turn != tensor.turn);
+        for (place, (turn, tensor)) in turned.iter().enumerate() {
+            bytes = bytes.saturating_add(entries[tensor.id as usize].bytes.len());
+            let ends = turned.get(place + 1).is_none_or(|(next, _)| next != turn);
             let is_enough = bytes >= BATCH_BYTES || place + 1 - start >= BATCH_TENSORS;
-            if ends && (is_enough || place + 1 == tensors.len()) {
+            if ends && (is_enough || place + 1 == turned.len()) {
                 batches.push(start..place + 1);
                 (start, bytes) = (place + 1, 0);
             }
@@ -77,8 +78,9 @@ impl Batches {
         if batches.is_empty() {
             batches.push(0..0);
         }
+        let tensors: Vec<Ordered> = turned.into_iter().map(|(_, tensor)| tensor).collect();
         let mut places = vec![0; tensors.len()];
-        tensors.iter().enumerate().for_each(|(place, tensor)| places[tensor.id] = place);
+        (0..).zip(&tensors).for_each(|(place, tensor)| places[tensor.id as usize] = place);
         Ok(Self { tensors, batches, places, holders })
     }
 
@@ -89,20 +91,25 @@ impl Batches {
 
     /// The numbers in the catalog of the tensors of batch `number`, in order.
     pub fn tensors(&self, number: usize) -> impl Iterator<Item = usize> {
-        self.tensors[self.batches[number].clone()].iter().map(|tensor| tensor.id)
+        self.tensors[self.batches[number].clone()].iter().map(|tensor| tensor.id as usize)
     }
 
     /// Which of the tensors of `schedule` are of batch `number`: they are in the same order.
     pub fn of_schedule(&self, number: usize, schedule: &Schedule) -> Range<usize> {
         let Range { start, end } = self.batches[number];
-        let before = |place: usize| schedule.tensors.partition_point(|tensor| self.places[tensor.id] < place);
+        let before = |place: usize| schedule.partition_point(|id| self.place(id) < place);
         before(start)..before(end)
     }
 
     /// The batch of the tensor with this number in the catalog.
     pub(super) fn batch_of(&self, id: usize) -> usize {
-        let place = self.places[id];
+        let place = self.place(id);
         self.batches.partition_point(|batch| batch.end <= place)
+    }
+
+    /// Where the tensor with this number in the catalog stands in the order.
+    fn place(&self, id: usize) -> usize {
+        self.places[id] as usize
     }
 
     /// Whether no rank holds any part of the tensor.
@@ -112,13 +119,16 @@ impl Batches {
 
     /// All tensors that some rank holds, and all others where `unheld`: their numbers in the catalog, in order.
     pub(super) fn in_order(&self, unheld: bool) -> impl Iterator<Item = usize> {
-        self.tensors.iter().filter(move |tensor| unheld || tensor.holders != 0).map(|tensor| tensor.id)
+        self.tensors
+            .iter()
+            .filter(move |tensor| unheld || tensor.holders != 0)
+            .map(|tensor| tensor.id as usize)
     }
 
     /// The ranks that answer for the bytes of the tensor in the files: those that hold any part of it, in order; none where all do,
     /// because nobody holds it.
     fn holders(&self, id: usize) -> &[u32] {
-        &self.holders[self.tensors[self.places[id]].holders as usize]
+        &self.holders[self.tensors[self.place(id)].holders as usize]
     }
 
     /// How many ranks of `world` answer for the bytes of the tensor in the files: those that hold any part of it, or all where nobody

@@ -17,19 +17,29 @@ pub struct Schedule {
     pub rank: u32,
     /// Bytes of memory the rank needs.
     pub memory_bytes: u64,
-    /// The tensors in the order of their turns, and within one of their bytes in the files; they lie in memory in the same order.
-    pub tensors: Vec<PlacedTensor>,
+    /// Where each tensor lies. There may be 100,000 for each rank: ranks that hold theirs alike share the list.
+    places: Arc<[Placed]>,
+    /// What slices have in common, by the numbers of `places`.
+    forms: Vec<Arc<SliceForm>>,
 }
 
-/// One tensor's slice in a rank's memory. There may be 100,000 for each rank, so it is small.
-#[derive(Debug, Clone)]
-pub struct PlacedTensor {
+/// Where one tensor lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Placed {
+    id: u32,
+    form: u32,
+    offset: u64,
+}
+
+/// One tensor's slice in a rank's memory.
+#[derive(Debug, Clone, Copy)]
+pub struct PlacedTensor<'a> {
     /// Its number in the catalog, the same on all ranks.
     pub id: usize,
     /// First byte in the rank's memory.
     pub offset: u64,
     /// What it has in common with others of its group.
-    pub form: Arc<SliceForm>,
+    pub form: &'a SliceForm,
 }
 
 /// The slices that one rank holds of tensors that are partitioned alike. Places in memory are counted from a slice's first byte.
@@ -125,45 +135,104 @@ impl Schedule {
             return Err(ScheduleError::NoSuchRank { rank, world });
         }
         let entries = catalog.tensors();
-        let mut found = Vec::new();
+        let too_large = || ScheduleError::TooLarge { rank };
+        let (mut found, mut forms) = (Vec::new(), Vec::<Arc<SliceForm>>::new());
         // The tensors of a group come one after the other.
-        let mut last: Option<(RankTensor<'_>, Arc<SliceForm>)> = None;
+        let mut last: Option<RankTensor<'_>> = None;
         for tensor in plan.rank_tensors(rank)? {
             let Some(id) = catalog.number_of(&tensor.name) else {
                 return Err(ScheduleError::NotThere { name: tensor.name });
             };
-            if entries[id].dtype != tensor.dtype || entries[id].shape != tensor.shape {
+            if entries[id].dtype != tensor.dtype || *entries[id].shape != *tensor.shape {
                 return Err(ScheduleError::Differs { name: tensor.name });
             }
-            let like = last.take_if(|(last, _)| {
+            let is_like = last.as_ref().is_some_and(|last| {
                 Arc::ptr_eq(&last.slice, &tensor.slice)
                     && (last.copy, last.copies) == (tensor.copy, tensor.copies)
             });
-            let form = match like {
-                Some((_, form)) => form,
-                None => Arc::new(SliceForm::new(&tensor)?),
-            };
-            found.push((tensor.turn, PlacedTensor { id, offset: 0, form: Arc::clone(&form) }));
-            last = Some((tensor, form));
+            if !is_like {
+                forms.push(Arc::new(SliceForm::new(&tensor)?));
+            }
+            let number = |number: usize| u32::try_from(number).map_err(|_| too_large());
+            found.push((tensor.turn, Placed { id: number(id)?, form: number(forms.len() - 1)?, offset: 0 }));
+            last = Some(tensor);
         }
-        found.sort_by_key(|(turn, tensor)| {
-            let entry = &entries[tensor.id];
-            (*turn, entry.file, entry.bytes, tensor.id)
+        found.sort_by_key(|(turn, placed)| {
+            let entry = &entries[placed.id as usize];
+            (*turn, entry.file, entry.bytes, placed.id)
         });
 
         let mut offset = 0u64;
-        let mut tensors = Vec::with_capacity(found.len());
-        for (_, tensor) in found {
-            let after = offset.checked_add(placed_bytes(tensor.held().bytes));
-            tensors.push(PlacedTensor { offset, ..tensor });
-            offset = after.ok_or(ScheduleError::TooLarge { rank })?;
+        let mut places = Vec::with_capacity(found.len());
+        for (_, placed) in found {
+            places.push(Placed { offset, ..placed });
+            let bytes = placed_bytes(forms[placed.form as usize].held.bytes);
+            offset = offset.checked_add(bytes).ok_or_else(too_large)?;
         }
-        Ok(Self { rank, memory_bytes: offset, tensors })
+        Ok(Self { rank, memory_bytes: offset, places: places.into(), forms })
+    }
+
+    /// Shares with `other` where tensors lie, if both have them in the same places.
+    pub(crate) fn share(&mut self, other: &Self) {
+        if self.places == other.places {
+            self.places = Arc::clone(&other.places);
+        }
+    }
+
+    /// How many tensors the rank holds a part of.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Whether the rank holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// The tensor at place `number` of the schedule.
+    pub fn tensor(&self, number: usize) -> PlacedTensor<'_> {
+        self.placed(&self.places[number])
+    }
+
+    /// The tensors in the order of their turns, and within one of their bytes in the files; they lie in memory in the same order.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = PlacedTensor<'_>> {
+        self.places.iter().map(|placed| self.placed(placed))
+    }
+
+    /// The tensors at these places of the schedule.
+    pub fn tensors_at(&self, places: Range<usize>) -> impl Iterator<Item = PlacedTensor<'_>> {
+        self.places[places].iter().map(|placed| self.placed(placed))
+    }
+
+    /// The first place whose tensor is not before others, of tensors that are in that order.
+    pub(super) fn partition_point(&self, is_before: impl Fn(usize) -> bool) -> usize {
+        self.places.partition_point(|placed| is_before(placed.id as usize))
+    }
+
+    /// What the slices of the tensor at place `number` have in common with others, kept by whoever has it.
+    pub(crate) fn held(&self, number: usize) -> &Arc<TensorForm> {
+        &self.forms[self.places[number].form as usize].held
+    }
+
+    fn placed(&self, placed: &Placed) -> PlacedTensor<'_> {
+        let Placed { id, form, offset } = *placed;
+        PlacedTensor { id: id as usize, offset, form: &self.forms[form as usize] }
+    }
+
+    /// Has the tensor at place `number` a form of its own, to be changed.
+    #[cfg(test)]
+    pub(crate) fn change_form(&mut self, number: usize, change: impl FnOnce(&mut SliceForm)) {
+        let mut places = self.places.to_vec();
+        let mut form = (*self.forms[places[number].form as usize]).clone();
+        change(&mut form);
+        places[number].form = u32::try_from(self.forms.len()).unwrap();
+        self.forms.push(Arc::new(form));
+        self.places = places.into();
     }
 
     /// Bytes that are read from files.
     pub fn copied_bytes(&self) -> u64 {
-        self.tensors.iter().flat_map(PlacedTensor::pieces).map(ScheduledPiece::bytes).sum()
+        self.tensors().flat_map(PlacedTensor::pieces).map(ScheduledPiece::bytes).sum()
     }
 }
 
@@ -174,35 +243,38 @@ impl ScheduledPiece {
     }
 }
 
-impl PlacedTensor {
+impl<'a> PlacedTensor<'a> {
     /// What the rank holds of it.
-    pub fn held(&self) -> &TensorForm {
+    pub fn held(self) -> &'a TensorForm {
         &self.form.held
     }
 
     /// What is copied into it; places in memory are counted from its first byte.
-    pub fn pieces(&self) -> &[ScheduledPiece] {
+    pub fn pieces(self) -> &'a [ScheduledPiece] {
         &self.form.pieces
     }
 
     /// The rows of one of its pieces, as they lie in the rank's memory.
-    pub fn rows(&self, piece: &ScheduledPiece) -> impl Iterator<Item = Rows> {
-        let offset = self.offset;
-        piece.rows.iter().map(move |rows| Rows { to: offset + rows.to, ..*rows })
+    pub fn rows(self, piece: &'a ScheduledPiece) -> impl Iterator<Item = Rows> + use<'a> {
+        piece.rows.iter().map(move |rows| Rows { to: self.offset + rows.to, ..*rows })
     }
 
     /// The same, of all pieces.
-    pub fn all_rows(&self) -> impl Iterator<Item = Rows> {
-        self.pieces().iter().flat_map(|piece| self.rows(piece))
+    pub fn all_rows(self) -> impl Iterator<Item = Rows> + use<'a> {
+        self.pieces().iter().flat_map(move |piece| self.rows(piece))
     }
 
     /// What comes from these bytes of the tensor, as it lies in the rank's memory: of one piece.
-    pub fn rows_out_of(&self, piece: &ScheduledPiece, bytes: Range<u64>) -> impl Iterator<Item = Rows> {
+    pub fn rows_out_of(
+        self,
+        piece: &'a ScheduledPiece,
+        bytes: Range<u64>,
+    ) -> impl Iterator<Item = Rows> + use<'a> {
         self.rows(piece).flat_map(move |rows| rows.out_of(bytes.start, bytes.end))
     }
 
     /// The same, of all pieces.
-    pub fn all_rows_out_of(&self, bytes: Range<u64>) -> impl Iterator<Item = Rows> {
+    pub fn all_rows_out_of(self, bytes: Range<u64>) -> impl Iterator<Item = Rows> + use<'a> {
         self.pieces().iter().flat_map(move |piece| self.rows_out_of(piece, bytes.clone()))
     }
 }

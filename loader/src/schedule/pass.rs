@@ -53,7 +53,7 @@ pub struct Pass<'a> {
     /// The tensors that are read, in order.
     pub tensors: Vec<PassTensor>,
     /// Where ranks hold them, tensor by tensor.
-    places: Vec<Place>,
+    places: Vec<Places>,
     /// What is read together, in order. None is of two batches.
     pub units: Vec<Unit>,
 }
@@ -78,6 +78,15 @@ pub struct Place {
     pub seat: u32,
     /// Which of its tensors.
     pub tensor: u32,
+}
+
+/// A tensor that stands at the same place of neighbouring schedules, as it does where all ranks hold a part of all tensors.
+#[derive(Debug)]
+struct Places {
+    /// Which of the schedules.
+    seats: Range<u32>,
+    /// Which of their tensors.
+    tensor: u32,
 }
 
 impl Place {
@@ -118,14 +127,20 @@ impl<'a> Pass<'a> {
         answers: Answers,
     ) -> Self {
         let sums_unheld = matches!(answers, Answers::WithOthers { .. });
-        let (mut tensors, mut places) = (Vec::new(), Vec::new());
+        let (mut tensors, mut places) = (Vec::new(), Vec::<Places>::new());
         // Schedules are in the order of the batches.
         let mut next = vec![0u32; schedules.len()];
         for id in batches.in_order(sums_unheld) {
             let first = places.len();
             for ((seat, schedule), tensor) in (0..).zip(schedules).zip(&mut next) {
-                if schedule.tensors.get(*tensor as usize).is_some_and(|placed| placed.id == id) {
-                    places.push(Place { seat, tensor: *tensor });
+                let at = *tensor as usize;
+                if at < schedule.len() && schedule.tensor(at).id == id {
+                    match places[first..].last_mut() {
+                        Some(Places { seats, tensor: same }) if seats.end == seat && same == tensor => {
+                            seats.end += 1;
+                        }
+                        _ => places.push(Places { seats: seat..seat + 1, tensor: *tensor }),
+                    }
                     *tensor += 1;
                 }
             }
@@ -165,18 +180,21 @@ impl<'a> Pass<'a> {
     }
 
     /// Where ranks of the process hold the tensor.
-    pub fn places(&self, tensor: &PassTensor) -> &[Place] {
-        &self.places[tensor.places.clone()]
+    pub fn places(&self, tensor: &PassTensor) -> impl Iterator<Item = Place> {
+        let places = &self.places[tensor.places.clone()];
+        places
+            .iter()
+            .flat_map(|&Places { ref seats, tensor }| seats.clone().map(move |seat| Place { seat, tensor }))
     }
 
     /// A tensor of a schedule.
-    pub fn placed(&self, place: Place) -> &'a PlacedTensor {
-        &self.schedules[place.seat()].tensors[place.tensor as usize]
+    pub fn placed(&self, place: Place) -> PlacedTensor<'a> {
+        self.schedules[place.seat()].tensor(place.tensor as usize)
     }
 
     /// How the ranks of the process hold the tensor.
-    fn all_placed(&self, tensor: &PassTensor) -> impl Iterator<Item = &'a PlacedTensor> {
-        self.places(tensor).iter().map(|&place| self.placed(place))
+    fn all_placed(&self, tensor: &PassTensor) -> impl Iterator<Item = PlacedTensor<'a>> {
+        self.places(tensor).map(|place| self.placed(place))
     }
 
     /// The runs of the tensor's bytes that the process sums up, in order, none of which touch, where that does not follow from what its
@@ -356,7 +374,7 @@ impl<'a> Pass<'a> {
                 let stop = stop.max(start + 1);
                 open.batch = Some(batch);
                 open.bytes += stop - start;
-                for &place in self.places(tensor) {
+                for place in self.places(tensor) {
                     let window = &mut open.windows[place.seat()];
                     for rows in self.placed(place).all_rows_out_of(start..stop) {
                         let begin = if window.is_empty() { rows.to } else { window.start.min(rows.to) };
@@ -380,7 +398,7 @@ impl<'a> Pass<'a> {
         window_end: &dyn Fn(usize, u64) -> u64,
     ) -> u64 {
         let fits = |stop: u64| {
-            self.places(tensor).iter().all(|&place| {
+            self.places(tensor).all(|place| {
                 let window = &open.windows[place.seat()];
                 let parts = || self.placed(place).all_rows_out_of(start..stop);
                 let begin =

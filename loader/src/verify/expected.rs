@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 /// The fingerprint of a piece, from the file.
 pub(super) fn piece(
     this: &Verification<'_>,
-    tensor: &PlacedTensor,
+    tensor: PlacedTensor<'_>,
     piece: &ScheduledPiece,
 ) -> Result<Fingerprint, VerifyError> {
     let mut sum = Fingerprint::default();
@@ -24,7 +24,7 @@ pub(super) fn piece(
 }
 
 /// The fingerprint that a tensor's padding has when it is zero.
-pub(super) fn padding(tensor: &PlacedTensor, seed: u64) -> Fingerprint {
+pub(super) fn padding(tensor: PlacedTensor<'_>, seed: u64) -> Fingerprint {
     const ZEROS: [u8; 4096] = [0; 4096];
     let mut sum = Fingerprint::default();
     let Some(strip) = own::padding_strip(tensor) else { return sum };
@@ -43,7 +43,7 @@ pub(super) fn padding(tensor: &PlacedTensor, seed: u64) -> Fingerprint {
 fn add_bytes(
     this: &Verification<'_>,
     sum: &mut Fingerprint,
-    tensor: &PlacedTensor,
+    tensor: PlacedTensor<'_>,
     bytes: std::ops::Range<u64>,
 ) -> Result<(), VerifyError> {
     let (mut stopped, seed) = (Ok(()), seed_of(&this.catalog.tensors()[tensor.id].name));

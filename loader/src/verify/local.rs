@@ -61,7 +61,7 @@ pub(super) fn blame(
 /// The fingerprint of all boxes that the rank holds of a tensor, from the file.
 fn expected_of(
     this: &Verification<'_>,
-    tensor: &PlacedTensor,
+    tensor: PlacedTensor<'_>,
     seed: u64,
 ) -> Result<Fingerprint, VerifyError> {
     let mut sum = expected::padding(tensor, seed);

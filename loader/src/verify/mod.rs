@@ -25,7 +25,7 @@ use crate::{
     tensors::Tensors,
 };
 use own::OwnSums;
-use replicas::Replicated;
+pub use replicas::Replicated;
 use shardwright_planner::{
     checkpoint::Catalog,
     plan::{Plan, PlanError},
@@ -159,6 +159,8 @@ pub struct Verification<'a> {
     pub chosen: &'a [bool],
     /// What says what should lie there.
     pub standard: Standard<'a>,
+    /// The boxes that several ranks hold; those of the plan where ranks verify together.
+    pub replicated: &'a Replicated,
     /// Called again and again between pieces of work of some MiB; an error ends verification with it.
     pub step: &'a dyn Fn() -> Result<(), VerifyError>,
 }
@@ -166,7 +168,6 @@ pub struct Verification<'a> {
 /// One rank's side of verification, batch by batch. All ranks go through the same batches in the same order.
 pub struct Verifier<'a> {
     this: &'a Verification<'a>,
-    replicated: Replicated,
     verified: Verified,
 }
 
@@ -192,12 +193,10 @@ impl<'a> Verifier<'a> {
         this: &'a Verification<'a>,
         communicator: Option<&mut dyn Communicator>,
     ) -> Result<Self, VerifyError> {
-        let mut replicated = Replicated::default();
         if let Some(communicator) = communicator {
             agree(this, communicator)?;
-            replicated = Replicated::new(this)?;
         }
-        Ok(Self { this, replicated, verified: Verified::default() })
+        Ok(Self { this, verified: Verified::default() })
     }
 
     /// Verifies batch `number`: `expected` is this rank's share of what the files say, by the tensors' numbers in the catalog. Gives what is wrong with them, the same on all ranks.
@@ -215,14 +214,14 @@ impl<'a> Verifier<'a> {
         let mut batch = Batch { tensors: Vec::new() };
         let mut places = this.batches.of_schedule(number, this.schedule).peekable();
         for id in this.batches.tensors(number) {
-            let held = places.next_if(|&place| this.schedule.tensors[place].id == id);
+            let held = places.next_if(|&place| this.schedule.tensor(place).id == id);
             if this.chosen.get(id) != Some(&true) {
                 // Alone, only the rank's own tensors count.
                 let counts = communicator.is_some() || held.is_some();
                 self.verified.left_out += u64::from(counts);
                 continue;
             }
-            let held = held.map(|place| (place, &this.schedule.tensors[place]));
+            let held = held.map(|place| (place, this.schedule.tensor(place)));
             let seed = seed_of(&this.catalog.tensors()[id].name);
             let expected = expected.get(&id).copied().unwrap_or_default();
             batch.tensors.push(BatchTensor { id, seed, held, own: None, expected });
@@ -235,7 +234,7 @@ impl<'a> Verifier<'a> {
             return Ok(&self.verified.mismatches[before..]);
         };
         let compared = sums::compare(&batch, communicator)?;
-        let differ = replicas::compare(&self.replicated, &batch, communicator)?;
+        let differ = replicas::compare(this.replicated, &batch, communicator)?;
         // Replicas that differ while the sum is right: a rank that does not answer in the sum is wrong.
         let is_wrong =
             |id: usize, compared: &Compared| compared.expected != compared.found || differ.contains(&id);
@@ -270,7 +269,7 @@ struct BatchTensor<'a> {
     /// The seed of its fingerprint.
     seed: u64,
     /// What the rank holds of it, and its place in the schedule.
-    held: Option<(usize, &'a PlacedTensor)>,
+    held: Option<(usize, PlacedTensor<'a>)>,
     /// What lies in the rank's memory of it.
     own: Option<OwnSums>,
     /// The rank's share of what the file says.
@@ -279,7 +278,7 @@ struct BatchTensor<'a> {
 
 impl<'a> BatchTensor<'a> {
     /// What the rank holds of it, and what lies there.
-    fn own(&self) -> Option<(&'a PlacedTensor, &OwnSums)> {
+    fn own(&self) -> Option<(PlacedTensor<'a>, &OwnSums)> {
         Some((self.held?.1, self.own.as_ref()?))
     }
 }

@@ -29,7 +29,7 @@ impl OwnSums {
     }
 
     /// Of the pieces that the rank answers for in sums over ranks, without padding.
-    pub(super) fn answered(&self, tensor: &PlacedTensor) -> Fingerprint {
+    pub(super) fn answered(&self, tensor: PlacedTensor<'_>) -> Fingerprint {
         let answered = tensor.pieces().iter().zip(&self.pieces).filter(|(piece, _)| piece.replica == 0);
         answered.fold(Fingerprint::default(), |mut sum, (_, piece)| {
             sum.merge(*piece);
@@ -80,7 +80,7 @@ pub(super) fn sum_up(
 }
 
 /// Where the bytes of a piece lie in the rank's memory and in the whole tensor.
-pub(super) fn strips(tensor: &PlacedTensor, piece: &ScheduledPiece) -> Vec<Strip> {
+pub(super) fn strips<'a>(tensor: PlacedTensor<'a>, piece: &'a ScheduledPiece) -> Vec<Strip> {
     let strip = |rows: Rows| Strip {
         at: rows.to,
         at_stride: rows.to_stride,
@@ -93,7 +93,7 @@ pub(super) fn strips(tensor: &PlacedTensor, piece: &ScheduledPiece) -> Vec<Strip
 }
 
 /// Where a tensor's padding lies. Its coordinates are those of the slice, for it has none in the tensor.
-pub(super) fn padding_strip(tensor: &PlacedTensor) -> Option<Strip> {
+pub(super) fn padding_strip(tensor: PlacedTensor<'_>) -> Option<Strip> {
     tensor.form.padding.map(|padding| Strip {
         at: tensor.offset + padding.at,
         at_stride: padding.stride,

@@ -1,25 +1,34 @@
 //! Boxes that several ranks hold: all must have the same fingerprint.
 
-use super::{Batch, Verification, VerifyError};
+use super::{Batch, VerifyError};
 use crate::{
     collective::{Communicator, Reduce},
     fingerprint::Fingerprint,
 };
-use shardwright_planner::graph::NamePattern;
+use shardwright_planner::{
+    checkpoint::Catalog,
+    graph::NamePattern,
+    plan::{Plan, PlanError},
+};
 use std::{collections::HashMap, sync::Arc};
 
-/// The boxes that several ranks hold, the same on all ranks: their first elements, by the tensor's number in the catalog.
+/// The boxes that several ranks hold, the same on all ranks: their first elements, by the tensors' numbers in the catalog, in order. There
+/// may be 100,000.
 #[derive(Debug, Default)]
-pub(super) struct Replicated(HashMap<usize, Starts>);
+pub struct Replicated(Vec<(usize, Starts)>);
 
 /// The first elements of boxes; tensors that are partitioned alike have the same.
 type Starts = Arc<[Vec<u64>]>;
 
 impl Replicated {
-    pub(super) fn new(this: &Verification<'_>) -> Result<Self, VerifyError> {
-        let mut boxes = HashMap::new();
-        for group in &this.plan.tensors {
-            let slices = this.plan.slices_of(group)?;
+    /// Finds them.
+    ///
+    /// # Errors
+    /// [`PlanError`] when the plan does not hold together.
+    pub fn new(plan: &Plan, catalog: &Catalog) -> Result<Self, PlanError> {
+        let mut boxes = Vec::new();
+        for group in &plan.tensors {
+            let slices = plan.slices_of(group)?;
             let pieces = slices.by_rank().iter().flatten().flat_map(|slice| &slice.pieces);
             let starts: Vec<(u32, &[u64])> = pieces
                 .filter(|piece| piece.replica == 0)
@@ -27,17 +36,24 @@ impl Replicated {
                 .collect();
             let mut of_copies: HashMap<u32, Starts> = HashMap::new();
             for (name, blocks) in group.names.iter().flat_map(NamePattern::names) {
-                let copies = this.plan.copies_of(group, &blocks);
+                let copies = plan.copies_of(group, &blocks);
                 let held_by_several = || starts.iter().filter(|(replicas, _)| replicas * copies > 1);
                 let starts = of_copies
                     .entry(copies)
                     .or_insert_with(|| held_by_several().map(|(_, start)| start.to_vec()).collect());
-                if let (Some(id), false) = (this.catalog.number_of(&name), starts.is_empty()) {
-                    boxes.insert(id, Arc::clone(starts));
+                if let (Some(id), false) = (catalog.number_of(&name), starts.is_empty()) {
+                    boxes.push((id, Arc::clone(starts)));
                 }
             }
         }
+        boxes.sort_by_key(|(id, _)| *id);
+        boxes.shrink_to_fit();
         Ok(Self(boxes))
+    }
+
+    /// The first elements of the tensor's boxes that several ranks hold.
+    fn of_tensor(&self, id: usize) -> &[Vec<u64>] {
+        self.0.binary_search_by_key(&id, |(id, _)| *id).map_or(&[], |at| &*self.0[at].1)
     }
 }
 
@@ -51,7 +67,7 @@ pub(super) fn compare(
     // Whoever does not hold a box changes neither the smallest nor the largest value.
     let (mut ids, mut least, mut most) = (Vec::new(), Vec::new(), Vec::new());
     for tensor in &batch.tensors {
-        for start in replicated.0.get(&tensor.id).into_iter().flat_map(|starts| starts.iter()) {
+        for start in replicated.of_tensor(tensor.id) {
             let own = tensor.own().and_then(|(held, own)| {
                 let mut pieces = held.pieces().iter().zip(&own.pieces);
                 pieces.find(|(piece, _)| piece.replicas > 1 && piece.region.start == *start)

@@ -15,7 +15,6 @@ use shardwright_planner::plan::CastDtype;
 use std::{
     collections::HashMap,
     ops::{ControlFlow, Range},
-    sync::Arc,
     time::Duration,
 };
 
@@ -34,7 +33,8 @@ fn verified(
     let world = plan.mesh.world_size();
     let casts = Casts::new(plan, catalog).unwrap();
     let tensors = Tensors::new(catalog, &casts, &files);
-    let (tensors, breaks, batches, chosen) = (&tensors, &breaks, &batches, &chosen);
+    let replicated = Replicated::new(plan, catalog).unwrap();
+    let (tensors, breaks, batches, chosen, replicated) = (&tensors, &breaks, &batches, &chosen, &replicated);
     std::thread::scope(|scope| {
         let ranks: Vec<_> = (0u32..)
             .zip(local_group(world, PATIENCE))
@@ -42,7 +42,7 @@ fn verified(
                 scope.spawn(move || {
                     let mut schedule = Schedule::new(plan, catalog, rank).unwrap();
                     let memory = HostDevice.allocate(schedule.memory_bytes).unwrap();
-                    for tensor in &schedule.tensors {
+                    for tensor in schedule.tensors() {
                         for rows in tensor.all_rows() {
                             copy(rows, tensor.id, tensors, memory.as_ref());
                         }
@@ -56,6 +56,7 @@ fn verified(
                         memory: memory.as_ref(),
                         tensors,
                         chosen,
+                        replicated,
                         standard: Standard::Files { samples: false },
                         step: &|| Ok(()),
                     };
@@ -86,7 +87,7 @@ fn verified(
     })
 }
 
-fn name_of<'a>(catalog: &'a Catalog, tensor: &PlacedTensor) -> &'a str {
+fn name_of<'a>(catalog: &'a Catalog, tensor: PlacedTensor<'_>) -> &'a str {
     &catalog.tensors()[tensor.id].name
 }
 
@@ -159,7 +160,7 @@ fn what_is_cast_is_verified_as_it_is_loaded() {
         }
         let wrong = "model.norm.weight";
         let found = verified(&plan, &catalog, Extent::Full, |schedule, memory| {
-            let tensor = schedule.tensors.iter().find(|tensor| name_of(&catalog, tensor) == wrong).unwrap();
+            let tensor = schedule.tensors().find(|tensor| name_of(&catalog, *tensor) == wrong).unwrap();
             if schedule.rank == 1 {
                 flip(memory, tensor.offset + tensor.held().bytes - 1);
             }
@@ -177,7 +178,7 @@ fn one_flipped_byte_anywhere_is_caught_and_named() {
         let (plan, catalog) = planned(name, dp, pp, tp);
         for bad in 0..plan.mesh.world_size() {
             let schedule = Schedule::new(&plan, &catalog, bad).unwrap();
-            for tensor in schedule.tensors.iter().step_by(3) {
+            for tensor in schedule.tensors().step_by(3) {
                 let at = tensor.offset + tensor.held().bytes - 1;
                 let found = verified(&plan, &catalog, Extent::Full, |schedule, memory| {
                     if schedule.rank == bad {
@@ -210,9 +211,9 @@ fn a_wrong_box_is_caught_though_its_bytes_are_the_files() {
             return;
         }
         // Rank 2 believes that rank 1's rows are its own: it loads and reports them faithfully.
-        let tensor = schedule.tensors.iter_mut().find(|tensor| name_of(&catalog, tensor) == wrong).unwrap();
-        let form = Arc::make_mut(&mut tensor.form);
-        form.pieces[0].rows[0].from -= form.pieces[0].rows[0].run_bytes;
+        let place = schedule.tensors().position(|tensor| name_of(&catalog, tensor) == wrong).unwrap();
+        schedule.change_form(place, |form| form.pieces[0].rows[0].from -= form.pieces[0].rows[0].run_bytes);
+        let tensor = schedule.tensor(place);
         copy(tensor.all_rows().next().unwrap(), tensor.id, &tensors, memory);
     });
     for rank in found {
@@ -318,8 +319,7 @@ fn a_sample_has_each_kind_of_tensor_and_finds_what_is_wrong_with_all_of_a_kind()
         assert!(rank.tensors >= kinds && rank.left_out > 0, "{rank:?}");
     }
     let found = verified(&plan, &catalog, Extent::Sample, |schedule, memory| {
-        for tensor in schedule.tensors.iter().filter(|tensor| name_of(&catalog, tensor).contains("down_proj"))
-        {
+        for tensor in schedule.tensors().filter(|tensor| name_of(&catalog, *tensor).contains("down_proj")) {
             flip(memory, tensor.offset);
         }
     });

@@ -8,7 +8,7 @@ use super::{
 };
 use rayon::prelude::*;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -59,12 +59,27 @@ pub struct TensorEntry {
     pub name: Arc<str>,
     /// Its dtype as safetensors knows it.
     pub dtype: Dtype,
-    /// Its shape, outermost dimension first.
-    pub shape: Vec<u64>,
+    /// Its shape, outermost dimension first. Tensors that have the same share it.
+    pub shape: Arc<[u64]>,
     /// Which file of [`Catalog::files`].
     pub file: usize,
     /// Its bytes in that file, row-major.
     pub bytes: ByteRange,
+}
+
+/// The shapes of a checkpoint, which are few.
+#[derive(Default)]
+struct Shapes(HashSet<Arc<[u64]>>);
+
+impl Shapes {
+    fn shared(&mut self, shape: &[u64]) -> Arc<[u64]> {
+        if let Some(known) = self.0.get(shape) {
+            return Arc::clone(known);
+        }
+        let shape: Arc<[u64]> = shape.into();
+        self.0.insert(Arc::clone(&shape));
+        shape
+    }
 }
 
 impl Catalog {
@@ -89,7 +104,7 @@ impl Catalog {
         });
 
         let mut tensors: Vec<TensorEntry> = Vec::with_capacity(headers.iter().map(|h| h.tensors.len()).sum());
-        let mut unlisted = 0;
+        let (mut unlisted, mut shapes) = (0, Shapes::default());
         for (file, header) in headers.into_iter().enumerate() {
             for tensor in header.tensors {
                 if let Some((listed, files)) = &listed
@@ -101,7 +116,7 @@ impl Catalog {
                 tensors.push(TensorEntry {
                     name: tensor.name,
                     dtype: tensor.dtype,
-                    shape: tensor.shape,
+                    shape: shapes.shared(&tensor.shape),
                     file,
                     bytes: tensor.bytes,
                 });
@@ -139,12 +154,12 @@ impl Catalog {
         let mut read = files.par_iter().map(open).collect::<Result<Vec<_>, _>>()?;
         read.sort_by(|(_, a, _), (_, b, _)| a.name.cmp(&b.name));
         let mut tensors = Vec::with_capacity(read.iter().map(|(.., header)| header.tensors.len()).sum());
-        let mut files = Vec::with_capacity(read.len());
+        let (mut files, mut shapes) = (Vec::with_capacity(read.len()), Shapes::default());
         for (number, (rank, file, header)) in read.into_iter().enumerate() {
             tensors.extend(header.tensors.into_iter().map(|tensor| TensorEntry {
                 name: format!("{}.{RANK_PART}.{rank}", tensor.name).into(),
                 dtype: tensor.dtype,
-                shape: tensor.shape,
+                shape: shapes.shared(&tensor.shape),
                 file: number,
                 bytes: tensor.bytes,
             }));

@@ -1,7 +1,7 @@
 //! The documents: one for each engine and kind of family.
 
 use super::EngineError;
-use crate::yaml;
+use crate::{checkpoint::Dtype, yaml};
 use serde::Deserialize;
 use std::num::NonZero;
 
@@ -34,6 +34,9 @@ pub struct EngineNames {
     pub tested: Vec<String>,
     /// The families, by `model_type`.
     pub model_types: Vec<String>,
+    /// How weights may be quantised; not at all, where none is said.
+    #[serde(default)]
+    pub(super) quantised: Vec<Quantised>,
     /// What the rows of vocabulary-parallel weights are filled up to a multiple of, before they are cut.
     pub(super) vocabulary_multiple: NonZero<u32>,
     /// What the embedding is called where it is the output head too.
@@ -41,6 +44,16 @@ pub struct EngineNames {
     pub(super) tied: Option<String>,
     pub(super) weights: Vec<Weight>,
     pub(super) constants: Vec<Constant>,
+}
+
+/// A way of quantising that was tried.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Quantised {
+    /// In the words that a plan has for it.
+    pub(super) how: String,
+    /// What the weights are stored in.
+    pub(super) dtype: Dtype,
 }
 
 /// Tensors of the checkpoint, and what they become. A `*` stands for a number. Where `into` has one less, tensors that differ in their last

@@ -60,7 +60,18 @@ impl EngineNames {
         let unproven =
             |what: &str| EngineError::Layout { engine: self.engine.clone(), what: what.to_owned() };
         if let Some(how) = &plan.model.quantised {
-            return Err(unproven(&format!("weights that are quantised ({how})")));
+            let stored = self.quantised.iter().find(|known| known.how == *how).map(|known| known.dtype);
+            let is_known = |dtype: Dtype| {
+                Some(dtype) == stored || matches!(dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32)
+            };
+            let other = plan.tensors.iter().map(|group| group.dtype).find(|&dtype| !is_known(dtype));
+            match (stored, other) {
+                (None, _) => return Err(unproven(&format!("weights that are {how}"))),
+                (Some(_), Some(dtype)) => {
+                    return Err(unproven(&format!("weights that are {how}, as {dtype}")));
+                }
+                (Some(_), None) => {}
+            }
         }
         if plan.mesh.pp() > 1 {
             return Err(unproven("pipeline stages"));

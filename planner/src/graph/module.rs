@@ -159,7 +159,7 @@ fn stored_alike<'a>(
                     name: parameter.to_owned(),
                     collapsed: template.to_owned(),
                     dtype: tensor.dtype,
-                    shape: tensor.shape.clone(),
+                    shape: tensor.shape.to_vec(),
                 });
                 kinds.len() - 1
             });

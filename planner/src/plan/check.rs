@@ -178,7 +178,7 @@ impl Plan {
                     return Err(StaleError::NotThere { name });
                 };
                 let tensor = &catalog.tensors()[number];
-                if tensor.dtype != group.dtype || tensor.shape != group.shape {
+                if tensor.dtype != group.dtype || *tensor.shape != *group.shape {
                     return Err(StaleError::Differs {
                         name,
                         found: format!("{} {:?}", tensor.dtype, tensor.shape),

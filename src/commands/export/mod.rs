@@ -169,23 +169,23 @@ impl Job {
 
 /// What the rank of `schedule` holds.
 fn held<'a>(schedule: &'a Schedule, catalog: &'a Catalog) -> Vec<HeldSlice<'a>> {
-    let slice = |placed: &'a PlacedTensor| HeldSlice {
+    let slice = |placed: PlacedTensor<'a>| HeldSlice {
         name: &catalog.tensors()[placed.id].name,
         dtype: placed.held().dtype,
         shape: &placed.held().shape,
     };
-    schedule.tensors.iter().map(slice).collect()
+    schedule.tensors().map(slice).collect()
 }
 
 /// The slices under the names that the checkpoint has for their tensors.
 fn own_names(schedule: &Schedule, catalog: &Catalog) -> Vec<FileTensor> {
-    let tensor = |(place, placed): (usize, &PlacedTensor)| FileTensor {
+    let tensor = |(place, placed): (usize, PlacedTensor<'_>)| FileTensor {
         name: catalog.tensors()[placed.id].name.to_string(),
         dtype: placed.held().dtype,
         shape: placed.held().shape.clone(),
         content: Content::Slices(vec![place]),
     };
-    schedule.tensors.iter().enumerate().map(tensor).collect()
+    schedule.tensors().enumerate().map(tensor).collect()
 }
 
 /// What verification found, where it was asked for and all is right.

@@ -18,7 +18,14 @@ fn lent(
     filling.bytes().fill(0xff);
     filling.done().unwrap();
     let (mut tensors, mut at) = (BTreeMap::new(), 3);
-    for (number, tensor) in schedule.tensors.iter().enumerate().rev().filter(|(number, _)| wanted(*number)) {
+    for (number, tensor) in schedule
+        .tensors()
+        .enumerate()
+        .collect::<Vec<_>>()
+        .into_iter()
+        .rev()
+        .filter(|(number, _)| wanted(*number))
+    {
         let bytes = tensor.held().bytes;
         let name = catalog.own_name(tensor.id, rank).to_owned();
         tensors.insert(

@@ -15,7 +15,7 @@ fn entry(shape: &[u64], bytes_each: u64) -> (TensorEntry, Vec<u8>) {
     let data: Vec<u8> = (0..start + bytes).map(|at| u8::try_from(at % 251).unwrap()).collect();
     let dtype = if bytes_each == 1 { Dtype::U8 } else { Dtype::BF16 };
     let range = ByteRange::new(start, start + bytes, u64::MAX).unwrap();
-    (TensorEntry { name: "t".into(), dtype, shape: shape.to_vec(), file: 0, bytes: range }, data)
+    (TensorEntry { name: "t".into(), dtype, shape: shape.into(), file: 0, bytes: range }, data)
 }
 
 /// What a rank should have: its boxes one after the other along the split dimension, then zeros.
@@ -47,7 +47,7 @@ fn oracle(entry: &TensorEntry, data: &[u8], slice: &shardwright_planner::partiti
             out.extend(vec![0; bytes_each]);
             continue;
         }
-        let flat = index.iter().zip(&entry.shape).fold(0, |flat, (at, size)| flat * size + at);
+        let flat = index.iter().zip(&*entry.shape).fold(0, |flat, (at, size)| flat * size + at);
         let at = usize::try_from(entry.bytes.start()).unwrap() + usize::try_from(flat).unwrap() * bytes_each;
         out.extend(&data[at..at + bytes_each]);
     }
@@ -90,8 +90,8 @@ proptest! {
             let tensor = RankTensor {
                 name: "t".into(), dtype: entry.dtype, cast: None, shape: &shape, turn: Turn::First, slice: slice.into(), copy: 1, copies: 2,
             };
-            let form = Arc::new(SliceForm::new(&tensor).unwrap());
-            let placed = PlacedTensor { id: 0, offset: 256, form: Arc::clone(&form) };
+            let form = SliceForm::new(&tensor).unwrap();
+            let placed = PlacedTensor { id: 0, offset: 256, form: &form };
             let mut memory = vec![0; 256 + usize::try_from(form.held.bytes).unwrap()];
             for rows in placed.pieces().iter().flat_map(|piece| placed.rows(piece)) {
                 for run in 0..rows.runs {

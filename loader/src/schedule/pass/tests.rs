@@ -37,7 +37,7 @@ fn touch(pass: &Pass<'_>, schedules: &[Schedule], windows: &[u64], touched: &mut
                     *touched.summed.entry((tensor.id, at)).or_default() += 1;
                 }
             }
-            for &place in pass.places(tensor) {
+            for place in pass.places(tensor) {
                 let placed = pass.placed(place);
                 for piece in placed.pieces() {
                     for rows in placed.rows_out_of(piece, span.bytes.clone()) {
@@ -138,7 +138,7 @@ fn share((plan, catalog): (Plan, Catalog), answers_of: fn(u32) -> Answers) -> u3
     let mut stripes = BTreeSet::new();
     for rank in 0..world {
         let schedules = [Schedule::new(&plan, &catalog, rank).unwrap()];
-        for tensor in &schedules[0].tensors {
+        for tensor in schedules[0].tensors() {
             if tensor.pieces().iter().flat_map(|piece| &piece.rows).any(|rows| rows.runs > 1) {
                 stripes.insert(tensor.id);
             }
@@ -227,8 +227,7 @@ fn little_is_read_in_vain_however_thin_the_slices_are() {
 fn embeddings_come_first_layers_in_their_order_and_the_head_last() {
     let (plan, catalog) = planned("llama-bf16", 1, 1, 2);
     let schedule = Schedule::new(&plan, &catalog, 0).unwrap();
-    let names: Vec<&str> =
-        schedule.tensors.iter().map(|tensor| &*catalog.tensors()[tensor.id].name).collect();
+    let names: Vec<&str> = schedule.tensors().map(|tensor| &*catalog.tensors()[tensor.id].name).collect();
     assert!(names[0].contains("embed_tokens"), "{names:?}");
     let layers: Vec<u32> = names
         .iter()
@@ -243,5 +242,6 @@ fn embeddings_come_first_layers_in_their_order_and_the_head_last() {
             .count()
             >= 1
     );
-    assert!(schedule.tensors.windows(2).all(|pair| pair[0].offset + pair[0].held().bytes <= pair[1].offset));
+    let ends = schedule.tensors().map(|tensor| tensor.offset + tensor.held().bytes);
+    assert!(ends.zip(schedule.tensors().skip(1)).all(|(end, next)| end <= next.offset));
 }
