@@ -196,6 +196,7 @@ def stream(
     rendezvous: str | None = None,
     into: Mapping[str, Any] | None = None,
     all_reduce: Callable[[bytearray, str], None] | None = None,
+    patience: int | None = None,
 ) -> Loading:
     """Loads a rank's weights, and gives each tensor as soon as it has arrived and is verified: the embedding first, then layer by layer.
 
@@ -208,14 +209,15 @@ def stream(
 
     `into` has tensors by their names in the checkpoint, of whatever knows DLPack (torch, numpy): their slices are loaded right into them,
     and those of all others into memory of the loader's. Each has to have the slice's bytes, one row after the other, in its dtype or as
-    uint8; nobody may use it before it is ready.
+    uint8, and none may overlap; nobody may use it before it is ready, and what a GPU was to do with it has to be done.
 
     `all_reduce` lets the ranks that meet verify over what connects them already: it is called with signed 64-bit numbers and "sum", "min"
-    or "max", from another thread, by all ranks in the same order, and leaves there what all of them come to.
+    or "max", from another thread, by all ranks in the same order, and leaves there what all of them come to. `patience` is for how many
+    seconds ranks wait for one that shows no sign (10).
     """
     where = None if checkpoint is None else os.fspath(checkpoint)
     targets = None if into is None else dict(into)
-    return Loading(os.fspath(plan), rank, where, device, verify, io, threads, rendezvous, targets, all_reduce)
+    return Loading(os.fspath(plan), rank, where, device, verify, io, threads, rendezvous, targets, all_reduce, patience)
 
 
 def load(
@@ -230,6 +232,7 @@ def load(
     rendezvous: str | None = None,
     into: Mapping[str, Any] | None = None,
     all_reduce: Callable[[bytearray, str], None] | None = None,
+    patience: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Weights:
     """Loads all of a rank's weights; the arguments are those of `stream`. `progress` hears how many bytes have come, with each tensor."""
@@ -244,6 +247,7 @@ def load(
         rendezvous=rendezvous,
         into=into,
         all_reduce=all_reduce,
+        patience=patience,
     )
     tensors: dict[str, Tensor] = {}
     for tensor in loading:

@@ -68,6 +68,7 @@ class Loading(Iterator[Tensor]):
         rendezvous: str | None = None,
         into: dict[str, Any] | None = None,
         all_reduce: Callable[[bytearray, str], None] | None = None,
+        patience: int | None = None,
     ) -> None: ...
     def __next__(self) -> Tensor: ...
     @property

@@ -2,11 +2,12 @@
 
 Installing the package is enough: vLLM calls `register` in each of its processes. Each worker plans from the engine's own
 configuration and reads only its rank's bytes, right into the engine's parameters; workers of a host read each byte once. What lies
-in the parameters is verified over the engine's own process group. What is not known to be right is loaded as vLLM does by default,
-whole tensors and all, with a warning.
+in the parameters is verified over the engine's own process group; single parameters that the engine has in another dtype, such as biases
+of routers, are cast after that. What is not known to be right is loaded as vLLM does by default, whole tensors and all, with a warning.
 
 Options, by `--model-loader-extra-config`: `verify` ("full", "sample", "off"), `io` ("auto", "mmap", "read", "direct"), `threads`
-(of each worker), and `plan` (a plan that was made before, for the same sizes).
+(of each worker), `plan` (a plan that was made before, for the same sizes), and `patience`, for how many seconds a worker waits for one
+that shows no sign (300).
 
 Tried with vLLM 0.32 on CPUs; which families are known is in `planner/engines/vllm/`.
 """
@@ -30,7 +31,20 @@ from shardwright._shardwright import engine_tensors
 if TYPE_CHECKING:
     import torch
 
-OPTIONS = ("verify", "io", "threads", "plan")
+OPTIONS = ("verify", "io", "threads", "plan", "patience")
+
+# Seconds: storage that is slow is no reason to give up what vLLM would wait for.
+PATIENCE = 300
+
+# What a topology says of the engine's devices: that the parameters fit is the engine's to know.
+TOPOLOGY = """
+topology: engine
+about: the workers of an engine, whose parameters are there already
+gpu: {{ kind: host, memory: 1048576 GiB, shared_memory: true }}
+gpus: {world}
+hubs:
+  - {{ name: all, kind: memory, gpus: 0-{last}, bandwidth: 10 GB/s }}
+"""
 
 # vLLM's log shows what its own loggers say.
 log = logging.getLogger("vllm.shardwright")
@@ -60,18 +74,28 @@ def register() -> None:
                 raise ValueError(f"unknown options {unknown} for --load-format shardwright; known: {list(OPTIONS)}")
             self.options = options
             self.parallel: Any = None
+            self.main_model: Any = None
 
         def download_model(self, model_config: Any) -> None:
             _whole(self.load_config).download_model(model_config)
 
         def load_model(self, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
             self.parallel = vllm_config.parallel_config
+            self.main_model = getattr(getattr(vllm_config, "model_config", None), "model", None)
             return super().load_model(vllm_config, *args, **kwargs)
+
+        def get_all_weights(self, model_config: Any, model: Any) -> Any:
+            # Reloading takes whole tensors.
+            return _whole(self.load_config).get_all_weights(model_config, model)
 
         def load_weights(self, model: Any, model_config: Any) -> None:
             begin = time.monotonic()
+            options = dict(self.options)
+            if self.main_model not in (None, model_config.model):
+                # A draft model: the plan is not of it.
+                options.pop("plan", None)
             try:
-                loaded = _load(model, model_config, self.parallel, self.options)
+                loaded = _load(model, model_config, self.parallel, options)
             except NotKnown as reason:
                 log.warning("shardwright: %s; loading whole tensors as vLLM does by default", reason)
                 _whole(self.load_config).load_weights(model, model_config)
@@ -114,70 +138,113 @@ def _read_bytes() -> int:
 
 
 def _load(model: Any, model_config: Any, parallel: Any, options: dict[str, Any]) -> dict[str, Any]:
-    from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
-
-    rank, world = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
-    if parallel is None or parallel.pipeline_parallel_size > 1 or parallel.data_parallel_size > 1:
-        raise NotKnown("pipeline stages and data-parallel copies are not known to be right")
-    checkpoint = model_config.model
-    if not os.path.isdir(checkpoint):
-        raise NotKnown(f"{checkpoint} is no folder of this host")
+    try:
+        group = _Group()
+    except (ImportError, AttributeError) as missing:
+        raise NotKnown(f"this release of vLLM looks different: {missing}") from None
+    rank, world = group.rank, group.world
     with tempfile.TemporaryDirectory(prefix="shardwright-") as folder:
-        plan = options.get("plan")
+        adapted = os.path.join(folder, "adapted.yaml")
+        why: Exception | None = None
         try:
-            if plan is None:
-                plan = os.path.join(folder, "plan.yaml")
-                shardwright.plan(
-                    checkpoint,
-                    plan,
-                    tp=world,
-                    topology="host",
-                    expert_parallel=bool(parallel.enable_expert_parallel),
-                )
-            elif (planned := shardwright.check(plan, checkpoint=checkpoint)["ranks"]) != world:
-                raise ValueError(f"{plan} is for {planned} ranks, and the engine has {world}: plan with --tp {world}")
-            adapted = os.path.join(folder, "adapted.yaml")
-            known = json.loads(engine_tensors(plan, "vllm", rank, adapted, checkpoint))
-        except shardwright.AnswerIsNo as reason:
-            if options.get("plan") is not None:
-                # What somebody asked for by name is not left out in silence.
-                raise
-            raise NotKnown(str(reason)) from None
-        targets = _targets(model, known)
-        _agree(targets is not None, "a worker does not know the engine's parameters")
-        if targets is None:
-            raise NotKnown("the engine's parameters are not those that are known")
+            targets = _prepared(model, model_config, parallel, options, group, folder, adapted)
+        except Exception as reason:
+            why = reason
+        # Every worker comes here, once: none loads whole tensors while others wait for it.
+        everybody = group.agree(why is None)
+        if isinstance(why, ValueError) or (why is not None and options.get("plan") is not None):
+            # What somebody asked for by name is not left out in silence.
+            raise why
+        if why is not None:
+            raise NotKnown(str(why) if isinstance(why, (NotKnown, shardwright.ShardwrightError)) else repr(why))
+        if not everybody:
+            raise NotKnown("another worker does not know its parameters; its log says why")
         before = _read_bytes()
-        device = next(iter(model.parameters())).device
         loading = shardwright.stream(
             adapted,
             rank,
-            checkpoint=checkpoint,
-            device="cuda" if device.type == "cuda" else "host",
+            checkpoint=model_config.model,
+            device="cuda" if targets.device.type == "cuda" else "host",
             verify=options.get("verify", "full"),
             io=options.get("io", "auto"),
             threads=int(options.get("threads", 0)),
-            rendezvous=_meeting() if world > 1 else None,
+            rendezvous=group.meeting() if world > 1 else None,
             into=targets.same,
-            all_reduce=_summing(device) if world > 1 else None,
+            all_reduce=group.summing(targets.device) if world > 1 else None,
+            patience=int(options.get("patience", PATIENCE)),
         )
-        _wait(loading, targets)
+        _wait(loading, targets, group)
         report = loading.report
         return {"rank": rank, "read": _read_bytes() - before, "bytes": report["bytes"], "files": report["files"]}
+
+
+def _prepared(
+    model: Any, model_config: Any, parallel: Any, options: dict[str, Any], group: _Group, folder: str, adapted: str
+) -> _Targets:
+    """Plans, writes the plan of what the engine's ranks hold to `adapted`, and finds where this rank's slices go.
+
+    Raises `NotKnown`, or whatever it met, where that is not known to be right; `ValueError` for a plan that was asked for and is not for
+    this engine.
+    """
+    if parallel is None or parallel.pipeline_parallel_size > 1 or parallel.data_parallel_size > 1:
+        raise NotKnown("pipeline stages and data-parallel copies are not known to be right")
+    if parallel.enable_expert_parallel and getattr(parallel, "expert_placement_strategy", "linear") != "linear":
+        raise NotKnown("experts are not dealt in runs")
+    checkpoint = model_config.model
+    if not os.path.isdir(checkpoint):
+        raise NotKnown(f"{checkpoint} is no folder of this host")
+    plan, world = options.get("plan"), group.world
+    if plan is not None:
+        if (planned := shardwright.check(plan, checkpoint=checkpoint)["ranks"]) != world:
+            raise ValueError(f"{plan} is for {planned} ranks, and the engine has {world}: plan with --tp {world}")
+        return _targets(model, json.loads(engine_tensors(plan, "vllm", group.rank, adapted, checkpoint)))
+
+    topology, plan = os.path.join(folder, "topology.yaml"), os.path.join(folder, "plan.yaml")
+    Path(topology).write_text(TOPOLOGY.format(world=world, last=max(world - 1, 0)))
+
+    def planned_as(dtype: str | None) -> _Targets:
+        expert_parallel = bool(parallel.enable_expert_parallel)
+        shardwright.plan(
+            checkpoint, plan, tp=world, topology=topology, expert_parallel=expert_parallel, dtype=dtype
+        )
+        return _targets(model, json.loads(engine_tensors(plan, "vllm", group.rank, adapted, checkpoint)))
+
+    targets = planned_as(None)
+    if targets.cast_bytes() > targets.same_bytes():
+        # The engine has all of them in another dtype: they are cast on their way.
+        targets = planned_as(targets.dtype())
+    return targets
 
 
 @dataclass
 class _Targets:
     """The parts of parameters that the slices of tensors go to, by the tensors' names in the checkpoint, each as a view of one dimension."""
 
+    device: torch.device
     same: dict[str, torch.Tensor]
     """Bytes, which are those of the slice."""
     cast: dict[str, torch.Tensor]
-    """Elements, which the engine has in another dtype than the checkpoint."""
+    """Elements, which the engine has in another dtype than the plan."""
+
+    def same_bytes(self) -> int:
+        return sum(part.numel() for part in self.same.values())
+
+    def cast_bytes(self) -> int:
+        return sum(part.numel() * part.element_size() for part in self.cast.values())
+
+    def dtype(self) -> str | None:
+        """What most of what is to be cast is cast to, in the words of `shardwright plan`."""
+        import torch
+
+        words = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}
+        bytes_of: dict[Any, int] = {}
+        for part in self.cast.values():
+            bytes_of[part.dtype] = bytes_of.get(part.dtype, 0) + part.numel() * part.element_size()
+        return words.get(max(bytes_of, key=bytes_of.__getitem__, default=None))
 
 
-def _targets(model: Any, known: list[dict[str, Any]]) -> _Targets | None:
-    """Where the slices go; None when a parameter is missing, has another shape, or is not known."""
+def _targets(model: Any, known: list[dict[str, Any]]) -> _Targets:
+    """Where the slices go. Raises `NotKnown` when a parameter is missing, has another shape, or is not known."""
     import torch
     from vllm.model_executor.model_loader.sharded_state_loader import ShardedStateLoader
 
@@ -186,18 +253,17 @@ def _targets(model: Any, known: list[dict[str, Any]]) -> _Targets | None:
     state = ShardedStateLoader._filter_subtensors(model.state_dict())
     names = {tensor["name"] for tensor in known}
     if names != set(state):
-        log.warning(
-            "shardwright: parameters that are not known: %s; that are not there: %s",
-            sorted(set(state) - names)[:5],
-            sorted(names - set(state))[:5],
-        )
-        return None
-    targets = _Targets({}, {})
+        unknown, missing = sorted(set(state) - names)[:5], sorted(names - set(state))[:5]
+        raise NotKnown(f"parameters that are not known: {unknown}; that are not there: {missing}")
+    devices = {tensor.device for tensor in state.values()}
+    device = next(iter(devices), torch.device("cpu"))
+    if len(devices) > 1 or device.type not in ("cpu", "cuda") or (device.type == "cuda" and torch.version.hip):
+        raise NotKnown(f"parameters on {sorted(map(str, devices))} are not known to be right")
+    targets = _Targets(device, {}, {})
     for tensor in known:
         found = state[tensor["name"]]
         if list(found.shape) != tensor["shape"] or not found.is_contiguous():
-            log.warning("shardwright: %s is %s, not %s", tensor["name"], list(found.shape), tensor["shape"])
-            return None
+            raise NotKnown(f"{tensor['name']} is {list(found.shape)}, not {tensor['shape']}")
     for tensor in known:
         parameter = state[tensor["name"]].detach()
         if "value" in tensor:
@@ -212,24 +278,27 @@ def _targets(model: Any, known: list[dict[str, Any]]) -> _Targets | None:
             else:
                 targets.cast[name] = part
             at += count
+    if device.type == "cuda":
+        # Whatever still writes there is done before anything is loaded into it.
+        torch.cuda.synchronize(device)
     return targets
 
 
-def _wait(loading: shardwright.Loading, targets: _Targets) -> None:
+def _wait(loading: shardwright.Loading, targets: _Targets, group: _Group) -> None:
     """Waits until all is loaded and verified, and casts what the engine has in another dtype."""
     import torch
 
     left = set(targets.same) | set(targets.cast)
-    error: BaseException | None = None
+    error: Exception | None = None
     try:
         for tensor in loading:
             left.discard(tensor.name)
             if (into := targets.cast.get(tensor.name)) is not None:
                 into.copy_(torch.from_dlpack(tensor).view(-1))
-    except shardwright.ShardwrightError as failure:
+    except Exception as failure:
         error = failure
     # Nobody goes on with weights that another worker does not have.
-    everybody = _agree(error is None and not left, None)
+    everybody = group.agree(error is None and not left)
     if error is not None:
         raise error
     if left:
@@ -238,63 +307,71 @@ def _wait(loading: shardwright.Loading, targets: _Targets) -> None:
         raise RuntimeError("shardwright: another worker could not load its weights; its log says why")
 
 
-def _summing(device: torch.device) -> Callable[[bytearray, str], None]:
-    """How all workers of the group combine numbers: over NCCL where the parameters are on GPUs, else over gloo."""
-    import torch
-    import torch.distributed as dist
-    from vllm.distributed import get_tp_group
+class _Group:
+    """The engine's tensor-parallel group, by its own means.
 
-    group = get_tp_group()
-    operations = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
+    Raises ImportError or AttributeError where the engine's look different, on all workers alike.
+    """
 
-    def all_reduce(numbers: bytearray, how: str) -> None:
-        if not numbers:
-            return
-        values = torch.frombuffer(numbers, dtype=torch.int64)
-        if device.type == "cuda":
-            there = values.to(device)
-            dist.all_reduce(there, op=operations[how], group=group.device_group)
-            values.copy_(there)
-        else:
-            dist.all_reduce(values, op=operations[how], group=group.cpu_group)
+    def __init__(self) -> None:
+        from vllm.distributed import (
+            get_tensor_model_parallel_rank,
+            get_tensor_model_parallel_world_size,
+            get_tp_group,
+        )
 
-    return all_reduce
+        self.rank: int = get_tensor_model_parallel_rank()
+        self.world: int = get_tensor_model_parallel_world_size()
+        group = get_tp_group()
+        self.ranks, self.is_first = group.ranks, group.rank_in_group == 0
+        self.on_hosts, self.on_devices = group.cpu_group, group.device_group
 
+    def agree(self, fine: bool) -> bool:
+        """Whether all workers are fine. Every worker calls it."""
+        import torch
+        import torch.distributed as dist
 
-def _agree(fine: bool, otherwise: str | None) -> bool:
-    """Whether all workers of the group are fine. Every worker calls it."""
-    import torch
-    import torch.distributed as dist
-    from vllm.distributed import get_tp_group
+        if self.world == 1:
+            return fine
+        answer = torch.tensor([1 if fine else 0], dtype=torch.int64)
+        dist.all_reduce(answer, op=dist.ReduceOp.MIN, group=self.on_hosts)
+        return bool(answer.item())
 
-    group = get_tp_group()
-    if group.world_size == 1:
-        return fine
-    answer = torch.tensor([1 if fine else 0], dtype=torch.int64)
-    dist.all_reduce(answer, op=dist.ReduceOp.MIN, group=group.cpu_group)
-    all_fine = bool(answer.item())
-    if not all_fine and fine and otherwise is not None:
-        raise NotKnown(otherwise)
-    return all_fine
+    def summing(self, device: torch.device) -> Callable[[bytearray, str], None]:
+        """How all workers combine numbers: over NCCL where the parameters are on GPUs, else over gloo."""
+        import torch
+        import torch.distributed as dist
 
+        operations = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
 
-def _meeting() -> str:
-    """Where the workers of the group meet: a free port of the first one's host."""
-    import torch.distributed as dist
-    from vllm.distributed import get_tp_group
+        def all_reduce(numbers: bytearray, how: str) -> None:
+            if not numbers:
+                return
+            values = torch.frombuffer(numbers, dtype=torch.int64)
+            if device.type == "cuda":
+                there = values.to(device)
+                dist.all_reduce(there, op=operations[how], group=self.on_devices)
+                values.copy_(there)
+            else:
+                dist.all_reduce(values, op=operations[how], group=self.on_hosts)
 
-    group = get_tp_group()
-    address = [None]
-    if group.rank_in_group == 0:
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            port = probe.getsockname()[1]
-        host = os.environ.get("VLLM_HOST_IP") or socket.gethostname()
-        try:
-            socket.getaddrinfo(host, None)
-        except OSError:
-            host = "127.0.0.1"
-        address = [f"{host}:{port}"]
-    dist.broadcast_object_list(address, src=group.ranks[0], group=group.cpu_group)
-    assert address[0] is not None
-    return address[0]
+        return all_reduce
+
+    def meeting(self) -> str:
+        """Where the workers meet: a free port of the first one's host."""
+        import torch.distributed as dist
+
+        address = [None]
+        if self.is_first:
+            with socket.socket() as probe:
+                probe.bind(("", 0))
+                port = probe.getsockname()[1]
+            host = os.environ.get("VLLM_HOST_IP") or socket.gethostname()
+            try:
+                socket.getaddrinfo(host, None)
+            except OSError:
+                host = "127.0.0.1"
+            address = [f"{host}:{port}"]
+        dist.broadcast_object_list(address, src=self.ranks[0], group=self.on_hosts)
+        assert address[0] is not None
+        return address[0]

@@ -23,9 +23,16 @@ static RUNNING: Mutex<()> = Mutex::new(());
 #[pyfunction]
 pub(crate) fn call(py: Python<'_>, arguments: Vec<String>) -> PyResult<String> {
     let (done, outcome) = mpsc::channel();
+    // Of this call: it has begun, and is not to.
+    let (begun, cancelled) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (has_begun, is_cancelled) = (Arc::clone(&begun), Arc::clone(&cancelled));
     let work = move || {
         let _one_at_a_time = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
         INTERRUPTED.store(false, Ordering::Relaxed);
+        has_begun.store(true, Ordering::Relaxed);
+        if is_cancelled.load(Ordering::Relaxed) {
+            return;
+        }
         // Nobody may be left to hear of it.
         let _ = done.send(shardwright::call(&arguments, &INTERRUPTED));
     };
@@ -38,6 +45,10 @@ pub(crate) fn call(py: Python<'_>, arguments: Vec<String>) -> PyResult<String> {
             Ok(outcome) => return outcome.map_err(exception),
             Err(RecvTimeoutError::Timeout) => {
                 if let Err(interrupt) = py.check_signals() {
+                    cancelled.store(true, Ordering::Relaxed);
+                    if !begun.load(Ordering::Relaxed) {
+                        return Err(interrupt);
+                    }
                     INTERRUPTED.store(true, Ordering::Relaxed);
                     // It ends soon, and leaves nothing half-written.
                     while matches!(py.detach(heard), Err(RecvTimeoutError::Timeout)) {}

@@ -42,7 +42,16 @@ pub(crate) fn brought(into: &Bound<'_, PyDict>) -> PyResult<(Option<&'static str
             )));
         }
     };
-    // SAFETY: they are tensors of the device, which are borrowed until the load's memory is dropped, and were given to be written to.
+    let mut places: Vec<(&String, LentTensor)> = tensors.iter().map(|(name, &lent)| (name, lent)).collect();
+    places.sort_by_key(|(_, lent)| lent.address);
+    if let Some([(first, _), (second, _)]) =
+        places.array_windows().find(|[(_, a), (_, b)]| a.address.saturating_add(a.bytes) > b.address)
+    {
+        return Err(PyValueError::new_err(format!(
+            "{first} and {second} are to be loaded into the same memory"
+        )));
+    }
+    // SAFETY: they are tensors of the device, none of which overlap, which are borrowed until the load's memory is dropped, and were given to be written to.
     let lent = unsafe { Lent::new(tensors, Arc::new(kept)) };
     Ok((Some(word), Brought { lent, gpu, group: None }))
 }

@@ -41,7 +41,7 @@ pub(crate) struct Loading {
 #[pymethods]
 impl Loading {
     #[new]
-    #[pyo3(signature = (plan, rank, checkpoint = None, device = "auto", verify = "full", io = "auto", threads = 0, rendezvous = None, into = None, all_reduce = None))]
+    #[pyo3(signature = (plan, rank, checkpoint = None, device = "auto", verify = "full", io = "auto", threads = 0, rendezvous = None, into = None, all_reduce = None, patience = None))]
     // Python names them.
     #[allow(clippy::too_many_arguments)]
     fn new(
@@ -55,6 +55,7 @@ impl Loading {
         rendezvous: Option<String>,
         into: Option<&Bound<'_, PyDict>>,
         all_reduce: Option<Py<PyAny>>,
+        patience: Option<u64>,
     ) -> PyResult<Self> {
         let (lent_on, mut brought) = into.map_or_else(|| Ok((None, Brought::default())), brought)?;
         if let Some(lent_on) = lent_on.filter(|lent_on| !["auto", lent_on].contains(&device)) {
@@ -77,6 +78,7 @@ impl Loading {
             io: io.to_owned(),
             threads,
             brought,
+            patience,
             interrupted: Arc::clone(&interrupted),
             on_ready: on_ready(events.clone()),
         };

@@ -58,6 +58,12 @@ def test_one_worker_that_does_not_know_its_parameters_has_all_load_whole_tensors
     assert "loading whole tensors as vLLM does by default" in said
 
 
+def test_experts_that_are_dealt_otherwise_are_left_to_vllm(tmp_path):
+    said, *ranks = workers(tmp_path, 2, "round-robin")
+    assert all("whole tensors, ['auto']" in line for line in ranks), ranks
+    assert said.count("experts are not dealt in runs") == 2
+
+
 def test_what_was_asked_for_by_name_and_is_wrong_is_an_error(tmp_path):
     _, *ranks = workers(tmp_path, 2, "plan", planned_for=4)
     assert all("ValueError" in line and "is for 4 ranks, and the engine has 2" in line for line in ranks), ranks

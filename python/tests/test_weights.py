@@ -122,6 +122,10 @@ def test_what_cannot_be_loaded_into_is_refused_by_name(planned):
     refused(fixed, BufferError, "(?i)readonly")
     with pytest.raises(shardwright.UsageError, match="memory for `other`, of which rank 0 holds nothing"):
         shardwright.load(plan, 0, into={"other": torch.zeros(1)})
+    other = "model.layers.1.mlp.up_proj.weight"
+    both_at_once = torch.zeros(rows, columns, dtype=of)
+    with pytest.raises(ValueError, match=f"{name} and {other} are to be loaded into the same memory"):
+        shardwright.load(plan, 0, into={name: both_at_once, other: both_at_once})
     taken = torch.zeros(rows, columns, dtype=of)
 
     class Twice:

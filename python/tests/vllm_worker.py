@@ -51,7 +51,12 @@ def main(checkpoint: str, exported: str, way: str) -> None:
     options = {"plan": sys.argv[4]} if way == "plan" else {"speed": 9} if way == "option" else {}
 
     shardwright.vllm.register()
-    parallel = SimpleNamespace(pipeline_parallel_size=1, data_parallel_size=1, enable_expert_parallel=False)
+    parallel = SimpleNamespace(
+        pipeline_parallel_size=1,
+        data_parallel_size=1,
+        enable_expert_parallel=way == "round-robin",
+        expert_placement_strategy="round_robin" if way == "round-robin" else "linear",
+    )
     try:
         loader = LOADERS["shardwright"](SimpleNamespace(load_format="shardwright", model_loader_extra_config=options))
         config = SimpleNamespace(parallel_config=parallel)

@@ -28,6 +28,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", SIZES | HEADS),
     "llama-tied": ("llama", SIZES | HEADS | {"tie_word_embeddings": True}),
     "llama-biases": ("llama", SIZES | HEADS | {"attention_bias": True, "mlp_bias": True}),
+    "llama-int8": ("llama", SIZES | HEADS),
     "qwen2": ("qwen2", SIZES),
     "qwen3": ("qwen3", SIZES | HEADS),
     "mistral": ("mistral", SIZES | HEADS),
@@ -79,8 +80,32 @@ def write(folder: Path, family: str) -> Path:
             if parameter.ndim == 1:
                 middle = 1.0 if "norm" in name and "bias" not in name else 0.0
                 parameter.copy_(middle + 0.1 * torch.randn(parameter.shape))
-    model.to(torch.bfloat16).save_pretrained(path, max_shard_size="2MB")
+    model = model.to(torch.bfloat16)
+    if family.endswith("-int8"):
+        save_int8(model, path)
+    else:
+        model.save_pretrained(path, max_shard_size="2MB")
     return path
+
+
+def save_int8(model: Any, path: Path) -> None:
+    """Saves all linear layers but the head in int8, with a scale for each row, as compressed-tensors does (its scheme W8A8)."""
+    import torch
+    from compressed_tensors import ModelCompressor
+    from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config, preset_name_to_scheme
+
+    scheme = preset_name_to_scheme("W8A8", ["Linear"])
+    config = QuantizationConfig(config_groups={"group_0": scheme}, ignore=["lm_head"], format="int-quantized")
+    apply_quantization_config(model, config)
+    for module in model.modules():
+        if getattr(module, "quantization_scheme", None) is not None:
+            scale = module.weight.abs().amax(dim=1, keepdim=True).float() / 127
+            module.weight_scale.data = scale.to(module.weight_scale.dtype)
+    with torch.no_grad():
+        compressor = ModelCompressor.from_pretrained_model(model, quantization_format="int-quantized")
+        compressor.compress_model(model)
+    model.save_pretrained(path, max_shard_size="1MB")
+    compressor.update_config(path)
 
 
 if __name__ == "__main__":

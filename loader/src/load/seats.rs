@@ -199,7 +199,7 @@ impl Job<'_> {
             }
             let ids = || self.batches.tensors(number);
             let places = self.batches.of_schedule(number, schedule);
-            if number == last || (verifier.is_none() && self.options.on_ready.is_wanted()) {
+            if number == last || self.options.on_ready.is_wanted() {
                 memory.finish().map_err(|source| LoadError::Device { rank, source })?;
             }
             if number == last {
@@ -237,7 +237,8 @@ impl Job<'_> {
                     offset: placed.offset,
                     bytes: placed.held().bytes,
                 });
-                let (tensors, verified) = (tensors.collect(), verifier.is_some());
+                let verified = verifier.is_some() && ids().all(|id| self.chosen.get(id) == Some(&true));
+                let tensors = tensors.collect();
                 self.options.on_ready.tell(Ready { rank, tensors, memory: kept, verified });
             }
         }

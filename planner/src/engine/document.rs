@@ -54,6 +54,9 @@ pub(super) struct Quantised {
     pub(super) how: String,
     /// What the weights are stored in.
     pub(super) dtype: Dtype,
+    /// What the engine has beside them then.
+    #[serde(default)]
+    pub(super) constants: Vec<Constant>,
 }
 
 /// Tensors of the checkpoint, and what they become. A `*` stands for a number. Where `into` has one less, tensors that differ in their last
@@ -67,6 +70,13 @@ pub(super) struct Weight {
     /// Whole on every rank, where it is absent.
     #[serde(default)]
     pub(super) cut: Option<Cut>,
+    /// Of how many parts the checkpoint has fused it, each of which is cut by itself.
+    #[serde(default = "one")]
+    pub(super) segments: usize,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// How a tensor of the checkpoint is cut.
@@ -91,6 +101,9 @@ pub(super) enum NamedCut {
 pub(super) struct Constant {
     pub(super) name: String,
     pub(super) value: f32,
+    /// One number, in however many dimensions.
+    #[serde(default)]
+    pub(super) shape: Vec<u64>,
 }
 
 /// The engines that have documents.

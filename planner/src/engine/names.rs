@@ -8,7 +8,7 @@ use crate::{
     checkpoint::Dtype,
     graph::collapse,
     mesh::Mesh,
-    partition::{Partition, Remainder, Split},
+    partition::{Partition, Remainder, Segment, Split},
     plan::{Plan, TensorGroup},
 };
 use std::{collections::BTreeMap, num::NonZero};
@@ -118,6 +118,9 @@ impl EngineNames {
                 Ok(partition.clone())
             }
             (Some(Cut::Dim(dim)), Partition::Split(split)) if split.dim == dim => match split.remainder {
+                Remainder::Refuse if !follow(&split.segments, weight.segments) => {
+                    Err(other("in other segments"))
+                }
                 Remainder::Refuse => Ok(group.partition.clone()),
                 Remainder::Uneven | Remainder::Pad => Err(other("unevenly")),
             },
@@ -159,6 +162,8 @@ impl EngineNames {
         held: &[HeldSlice<'_>],
     ) -> Result<Vec<EngineTensor>, EngineError> {
         let has_head = held.iter().any(|slice| slice.name == "lm_head.weight");
+        // A head that is nowhere is the embedding, whether the configuration says so or the family's default.
+        let is_tied = plan.model.tied_embeddings || !has_head;
         if plan.model.tied_embeddings && has_head {
             let what = "an output head that is stored though it is the embedding".to_owned();
             return Err(EngineError::Layout { engine: self.engine.clone(), what });
@@ -172,7 +177,7 @@ impl EngineNames {
                 return Err(EngineError::UnknownTensor { engine, tensor });
             };
             let order = weight.from.iter().position(|from| *from == template).unwrap_or(0);
-            let is_tied = plan.model.tied_embeddings && weight.cut == Some(Cut::Named(NamedCut::Vocabulary));
+            let is_tied = is_tied && weight.cut == Some(Cut::Named(NamedCut::Vocabulary));
             let (name, left) = match &self.tied {
                 Some(tied) if is_tied => (tied.clone(), &numbers[..0]),
                 _ => filled(&weight.into, &numbers),
@@ -187,11 +192,15 @@ impl EngineNames {
         }
         tensors.sort_by_key(|(first, _)| *first);
         let layers = plan.stages.iter().flat_map(|stage| stage.start..stage.stop);
+        let how = plan.model.quantised.as_ref();
+        let quantised = self.quantised.iter().filter(|known| Some(&known.how) == how);
+        let constants: Vec<_> =
+            self.constants.iter().chain(quantised.flat_map(|known| &known.constants)).collect();
         let constants = layers.flat_map(|layer| {
-            self.constants.iter().map(move |constant| EngineTensor {
+            constants.iter().map(move |constant| EngineTensor {
                 name: constant.name.replacen('*', &layer.to_string(), 1),
                 dtype: Dtype::F32,
-                shape: Vec::new(),
+                shape: constant.shape.clone(),
                 content: EngineContent::Constant(constant.value),
             })
         });
@@ -202,6 +211,16 @@ impl EngineNames {
     pub fn file_name(&self, rank: u32, part: usize) -> String {
         format!("model-rank-{rank}-part-{part}.safetensors")
     }
+}
+
+/// Whether a tensor that is cut into `segments` consists of `count` parts as engines fuse them: two alike, or one and others that are alike.
+fn follow(segments: &[Segment], count: usize) -> bool {
+    let mut sizes = segments.iter().map(|segment| segment.len());
+    let first = sizes.next();
+    let rest: Vec<u64> = sizes.collect();
+    segments.len() == count
+        && rest.windows(2).all(|pair| pair[0] == pair[1])
+        && (count != 2 || first == rest.first().copied())
 }
 
 /// Whether tensors of `group` are stacked.
@@ -311,6 +330,48 @@ tensors: []
 
     fn slice<'a>(name: &'a str, shape: &'a [u64]) -> HeldSlice<'a> {
         HeldSlice { name, dtype: Dtype::BF16, shape }
+    }
+
+    #[test]
+    fn fused_parts_are_those_that_an_engine_cuts_one_by_one() {
+        let segments =
+            |sizes: &[u64]| sizes.iter().map(|&size| Segment::elements(size).unwrap()).collect::<Vec<_>>();
+        let follows = |sizes: &[u64], count| follow(&segments(sizes), count);
+        assert!(follows(&[8], 1) && follows(&[8, 8], 2) && follows(&[16, 4, 4], 3));
+        // Gate and up in one, query and key in one, parts that are not alike.
+        assert!(
+            !follows(&[16], 2) && !follows(&[20, 4], 3) && !follows(&[12, 4], 2) && !follows(&[16, 6, 2], 3)
+        );
+        assert!(!follows(&[8, 8], 1));
+    }
+
+    #[test]
+    fn weights_are_quantised_as_it_was_tried_or_refused() {
+        let refused = |tried: &str, how: &str, dtype: Dtype| {
+            let names = names(&format!("{FUSED}quantised: [{tried}]\n"));
+            let mut plan = plan();
+            plan.model.quantised = Some(how.to_owned());
+            let group = "
+{ names: [l.0.q.weight], dtype: F32, shape: [4, 8], role: replicated, stage: layer, partition: {whole: every-rank}, why: x }";
+            let group: TensorGroup = crate::yaml::from_str(group).unwrap();
+            plan.tensors = vec![TensorGroup { dtype, ..group }];
+            names.adapted(&plan).err().map(|error| error.to_string())
+        };
+        let tried = "{how: eight bits, dtype: I8}";
+        let refused_as = |tried, how, dtype| refused(tried, how, dtype).unwrap();
+        assert!(refused_as("", "eight bits", Dtype::I8).contains("weights that are eight bits"));
+        assert!(refused_as(tried, "four bits", Dtype::I8).contains("weights that are four bits"));
+        assert!(
+            refused_as(tried, "eight bits", Dtype::F8_E4M3)
+                .contains("weights that are eight bits, as F8_E4M3")
+        );
+        // What comes next is no longer about how it is quantised.
+        for dtype in [Dtype::I8, Dtype::BF16] {
+            assert_eq!(
+                refused(tried, "eight bits", dtype).filter(|error| error.contains("weights that are")),
+                None
+            );
+        }
     }
 
     #[test]

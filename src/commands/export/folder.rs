@@ -136,11 +136,15 @@ impl Folder {
             self.is_published.set(true);
             return Ok(());
         }
-        let names = names_in(&self.aside)?;
-        // The record says that the rest is there: it comes last.
-        let is_record = |name: &String| records.iter().any(|record| record_name(record.rank) == *name);
-        let (last, first): (Vec<String>, Vec<String>) = names.into_iter().partition(is_record);
-        for name in first.iter().chain(&last) {
+        let mut names = names_in(&self.aside)?;
+        // The plan says what the folder is, and the record that the rest is there: one comes first, the other last.
+        let order = |name: &String| match name {
+            name if name == PLAN_NAME => 0,
+            name if records.iter().any(|record| record_name(record.rank) == *name) => 2,
+            _ => 1,
+        };
+        names.sort_by_key(order);
+        for name in &names {
             renamed(&self.aside.join(name), &self.output.join(name))?;
         }
         self.is_published.set(true);

@@ -35,6 +35,8 @@ pub struct LoadRequest {
     pub interrupted: Arc<AtomicBool>,
     /// What the caller has already.
     pub brought: Brought,
+    /// Seconds that ranks wait for one that shows no sign.
+    pub patience: Option<u64>,
     /// Hears what is ready. Whoever keeps the memory keeps the weights.
     pub on_ready: OnReady,
 }
@@ -83,6 +85,9 @@ impl LoadRequest {
         arguments.extend(option("--device", &self.device));
         arguments.extend(option("--verify", &self.verify));
         arguments.extend(option("--io", &self.io));
+        if let Some(patience) = self.patience {
+            arguments.extend(option("--patience", &patience.to_string()));
+        }
         if self.threads > 0 {
             arguments.extend(option("--threads", &self.threads.to_string()));
         }

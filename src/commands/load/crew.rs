@@ -227,7 +227,13 @@ fn part(args: &Load, plan: &Plan) -> Result<Part, Failure> {
         check_rank(plan, rank)?;
         return Ok(Part::alone(plan, rank));
     }
-    let launched = launched(&|name| std::env::var(name).ok()).map_err(|error| usage(&error))?;
+    // Who is told both by name need not ask who started it.
+    let is_told = args.rank.is_some() && args.rendezvous.is_some() && args.world_size.is_none();
+    let launched = if is_told {
+        None
+    } else {
+        launched(&|name| std::env::var(name).ok()).map_err(|error| usage(&error))?
+    };
     let launched = launched.filter(|launched| launched.world != Some(1));
     if let Some(rank) = args.rank {
         check_rank(plan, rank)?;
