@@ -129,12 +129,14 @@ impl Folder {
         }
         let mark = self.aside.join(MARK);
         fs::remove_file(&mark).map_err(|error| failed("remove", &mark, &error))?;
+        // A name that outlives a power cut is that of bytes that do, too.
+        names_in(&self.aside)?.iter().try_for_each(|name| synced(&self.aside.join(name)))?;
         let renamed =
             |from: &Path, to: &Path| fs::rename(from, to).map_err(|error| failed("rename to", to, &error));
         if !self.joins {
             renamed(&self.aside, &self.output)?;
             self.is_published.set(true);
-            return Ok(());
+            return self.output.parent().map_or(Ok(()), synced);
         }
         let mut names = names_in(&self.aside)?;
         // The plan says what the folder is, and the record that the rest is there: one comes first, the other last.
@@ -148,8 +150,16 @@ impl Folder {
             renamed(&self.aside.join(name), &self.output.join(name))?;
         }
         self.is_published.set(true);
+        synced(&self.output)?;
         fs::remove_dir(&self.aside).map_err(|error| failed("remove", &self.aside, &error))
     }
+}
+
+/// Waits until a file or a folder is on its disk.
+fn synced(path: &Path) -> Result<(), Failure> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let synced = fs::File::open(path).and_then(|file| file.sync_all());
+    synced.map_err(|error| failed("sync", path, &error))
 }
 
 /// An empty file that tells a folder in which an export is being written.
