@@ -45,7 +45,7 @@ pub(crate) fn brought(into: &Bound<'_, PyDict>) -> PyResult<(Option<&'static str
     let mut places: Vec<(&String, LentTensor)> = tensors.iter().map(|(name, &lent)| (name, lent)).collect();
     places.sort_by_key(|(_, lent)| lent.address);
     if let Some([(first, _), (second, _)]) =
-        places.array_windows().find(|[(_, a), (_, b)]| a.address.saturating_add(a.bytes) > b.address)
+        places.windows(2).find(|pair| pair[0].1.address.saturating_add(pair[0].1.bytes) > pair[1].1.address)
     {
         return Err(PyValueError::new_err(format!(
             "{first} and {second} are to be loaded into the same memory"
