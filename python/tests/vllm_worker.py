@@ -21,6 +21,11 @@ from vllm.model_executor.model_loader.default_loader import ASKED
 import shardwright.vllm
 
 
+def say(text: str) -> None:
+    """Prints a line at once, whatever the other workers print meanwhile."""
+    os.write(1, f"\n{text}\n".encode())
+
+
 class Model(torch.nn.Module):
     """Parameters by their names in the engine, which have dots in them."""
 
@@ -63,14 +68,14 @@ def main(checkpoint: str, exported: str, way: str) -> None:
         config = SimpleNamespace(parallel_config=parallel)
         loader.load_model(config, SimpleNamespace(model=checkpoint), model)
     except Exception as error:
-        print(f"rank {rank}: {type(error).__name__}: {error}", flush=True)
+        say(f"rank {rank}: {type(error).__name__}: {error}")
         return
     if ASKED:
-        print(f"rank {rank}: whole tensors, {ASKED}", flush=True)
+        say(f"rank {rank}: whole tensors, {ASKED}")
         return
     found = model.state_dict()
     wrong = [name for name, tensor in expected.items() if not torch.equal(found[name], tensor.to(found[name].dtype))]
-    print(f"rank {rank}: {len(expected) - len(wrong)} parameters are right, {len(wrong)} wrong {wrong[:3]}", flush=True)
+    say(f"rank {rank}: {len(expected) - len(wrong)} parameters are right, {len(wrong)} wrong {wrong[:3]}")
 
 
 if __name__ == "__main__":
