@@ -51,7 +51,8 @@ pub(crate) fn brought(into: &Bound<'_, PyDict>) -> PyResult<(Option<&'static str
             "{first} and {second} are to be loaded into the same memory"
         )));
     }
-    // SAFETY: they are tensors of the device, none of which overlap, which are borrowed until the load's memory is dropped, and were given to be written to.
+    // SAFETY: they are tensors of the device, none of which overlap, which are borrowed until the load's memory is dropped, and were given
+    // to be written to.
     let lent = unsafe { Lent::new(tensors, Arc::new(kept)) };
     Ok((Some(word), Brought { lent, gpu, group: None }))
 }

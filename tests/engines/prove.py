@@ -68,8 +68,19 @@ class Ballast:
         self.held.close()
 
 
-def engine(model: Path, load_format: str, tp: int, files: Path | None = None, ready: Callable[[], object] = int, ballast: int = 0, loading: Callable[[int], object] = int, **more: object) -> Run:
-    """Runs the engine with `more` arguments; `loading` is called with its process when it begins to load."""
+def engine(
+    model: Path,
+    load_format: str,
+    tp: int,
+    files: Path | None = None,
+    *,
+    ballast: int = 0,
+    ready: Callable[[], object] | None = None,
+    loading: Callable[[int], object] | None = None,
+    **more: object,
+) -> Run:
+    """Runs the engine with `more` arguments. `ready` is called before it starts, when `ballast` bytes are held for it, and `loading` with its
+    process when it begins to load."""
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "tokens.json"
@@ -77,7 +88,8 @@ def engine(model: Path, load_format: str, tp: int, files: Path | None = None, re
         paths = os.pathsep.join(filter(None, [str(HERE / "compare"), os.environ.get("PYTHONPATH")]))
         environment = os.environ | {"PYTHONPATH": paths, "VLLM_COMPARE_WITH": str(files)}
         held = Ballast(ballast)
-        ready()
+        if ready is not None:
+            ready()
         # Not from the repository: `python/` there has no extension module.
         child = subprocess.Popen(
             command,
@@ -95,8 +107,10 @@ def engine(model: Path, load_format: str, tp: int, files: Path | None = None, re
             lines.append(line)
             if "Starting to load model" in line:
                 held.drop()
-                loading(child.pid)
-                loading = int
+                if loading is not None:
+                    loading(child.pid)
+                    # Every worker says so.
+                    loading = None
         child.wait()
         late.cancel()
         tokens = json.loads(out.read_text()) if out.exists() else None

@@ -12,7 +12,7 @@ pub use cuda::{CudaDevice, CudaError, CudaOptions};
 pub use host::HostDevice;
 pub use pieces::LentPieces;
 
-pub(crate) use pieces::{Keeper, LentPiece};
+pub(crate) use pieces::{Keeper, LentPiece, checked_end, parts};
 
 use crate::{
     collective::{CollectiveError, Communicator},

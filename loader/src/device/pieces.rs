@@ -62,8 +62,7 @@ impl Pieces {
 
     /// The byte after `bytes` bytes from `at` on, which have to lie inside the memory.
     pub(super) fn checked_end(&self, at: u64, bytes: u64) -> Result<u64, DeviceError> {
-        let stop = at.checked_add(bytes).filter(|&stop| stop <= self.len);
-        stop.ok_or(DeviceError::OutOfRange { at, bytes, len: self.len })
+        checked_end(at, bytes, self.len)
     }
 
     /// The first byte after `at` that does not lie in one piece with it.
@@ -73,13 +72,29 @@ impl Pieces {
 
     /// The pieces that a run of the memory lies in: which part of it, and where that is.
     pub(super) fn parts(&self, run: Range<u64>) -> impl Iterator<Item = (Range<u64>, u64)> {
-        let first = self.all.partition_point(|piece| piece.at + piece.bytes <= run.start);
-        self.all[first..].iter().take_while(move |piece| piece.at < run.end).map(move |piece| {
-            let part = piece.at.max(run.start)..(piece.at + piece.bytes).min(run.end);
-            let address = piece.address + (part.start - piece.at);
-            (part, address)
-        })
+        parts(&self.all, |piece| piece.at..piece.at + piece.bytes, run)
+            .map(|(part, piece)| (part.clone(), piece.address + (part.start - piece.at)))
     }
+}
+
+/// The byte after `bytes` bytes from `at` on, which have to lie inside a memory of `len` bytes.
+pub(crate) fn checked_end(at: u64, bytes: u64, len: u64) -> Result<u64, DeviceError> {
+    let stop = at.checked_add(bytes).filter(|&stop| stop <= len);
+    stop.ok_or(DeviceError::OutOfRange { at, bytes, len })
+}
+
+/// Of `all`, which have the runs `run_of` of a memory, in its order: those that a run of it lies in, each with the part of the run.
+pub(crate) fn parts<P>(
+    all: &[P],
+    run_of: impl Fn(&P) -> Range<u64>,
+    run: Range<u64>,
+) -> impl Iterator<Item = (Range<u64>, &P)> {
+    let first = all.partition_point(|piece| run_of(piece).end <= run.start);
+    all[first..].iter().map_while(move |piece| {
+        let of_piece = run_of(piece);
+        let part = of_piece.start.max(run.start)..of_piece.end.min(run.end);
+        (of_piece.start < run.end).then_some((part, piece))
+    })
 }
 
 /// A rank's memory of which somebody else has some pieces.

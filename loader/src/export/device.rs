@@ -2,7 +2,7 @@
 
 use super::{RankFiles, layout::Run};
 use crate::{
-    device::{Device, DeviceError, DeviceMemory, Filling, Place, Pool, Strip, Sum},
+    device::{Device, DeviceError, DeviceMemory, Filling, Place, Pool, Strip, Sum, checked_end, parts},
     fingerprint::Fingerprint,
 };
 use std::{
@@ -84,20 +84,13 @@ impl Device for FileDevice {
 
 impl FileMemory {
     fn check(&self, at: u64, bytes: u64) -> Result<(), DeviceError> {
-        match at.checked_add(bytes).filter(|&stop| stop <= self.len) {
-            Some(_) => Ok(()),
-            None => Err(DeviceError::OutOfRange { at, bytes, len: self.len }),
-        }
+        checked_end(at, bytes, self.len).map(drop)
     }
 
     /// The parts of these bytes of the memory that lie in files, with the file and the first byte there. Between tensors lies nothing.
     fn parts(&self, bytes: Range<u64>) -> impl Iterator<Item = (Range<u64>, &(PathBuf, File), u64)> {
-        let first = self.runs.partition_point(|run| run.at + run.bytes <= bytes.start);
-        self.runs[first..].iter().take_while(move |run| run.at < bytes.end).map(move |run| {
-            let part = run.at.max(bytes.start)..(run.at + run.bytes).min(bytes.end);
-            let to = run.to + (part.start - run.at);
-            (part, &self.files[run.file], to)
-        })
+        parts(&self.runs, |run| run.at..run.at + run.bytes, bytes)
+            .map(|(part, run)| (part.clone(), &self.files[run.file], run.to + (part.start - run.at)))
     }
 
     /// Reads these bytes of the memory piece by piece.

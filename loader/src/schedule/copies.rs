@@ -20,7 +20,7 @@ pub struct Schedule {
     /// Where each tensor lies. There may be 100,000 for each rank: ranks that hold theirs alike share the list.
     places: Arc<[Placed]>,
     /// What slices have in common, by the numbers of `places`.
-    forms: Vec<Arc<SliceForm>>,
+    forms: Vec<SliceForm>,
 }
 
 /// Where one tensor lies.
@@ -136,7 +136,7 @@ impl Schedule {
         }
         let entries = catalog.tensors();
         let too_large = || ScheduleError::TooLarge { rank };
-        let (mut found, mut forms) = (Vec::new(), Vec::<Arc<SliceForm>>::new());
+        let (mut found, mut forms) = (Vec::new(), Vec::<SliceForm>::new());
         // The tensors of a group come one after the other.
         let mut last: Option<RankTensor<'_>> = None;
         for tensor in plan.rank_tensors(rank)? {
@@ -151,7 +151,7 @@ impl Schedule {
                     && (last.copy, last.copies) == (tensor.copy, tensor.copies)
             });
             if !is_like {
-                forms.push(Arc::new(SliceForm::new(&tensor)?));
+                forms.push(SliceForm::new(&tensor)?);
             }
             let number = |number: usize| u32::try_from(number).map_err(|_| too_large());
             found.push((tensor.turn, Placed { id: number(id)?, form: number(forms.len() - 1)?, offset: 0 }));
@@ -223,10 +223,10 @@ impl Schedule {
     #[cfg(test)]
     pub(crate) fn change_form(&mut self, number: usize, change: impl FnOnce(&mut SliceForm)) {
         let mut places = self.places.to_vec();
-        let mut form = (*self.forms[places[number].form as usize]).clone();
+        let mut form = self.forms[places[number].form as usize].clone();
         change(&mut form);
         places[number].form = u32::try_from(self.forms.len()).unwrap();
-        self.forms.push(Arc::new(form));
+        self.forms.push(form);
         self.places = places.into();
     }
 

@@ -60,17 +60,12 @@ impl EngineNames {
         let unproven =
             |what: &str| EngineError::Layout { engine: self.engine.clone(), what: what.to_owned() };
         if let Some(how) = &plan.model.quantised {
-            let stored = self.quantised.iter().find(|known| known.how == *how).map(|known| known.dtype);
-            let is_known = |dtype: Dtype| {
-                Some(dtype) == stored || matches!(dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32)
+            let Some(known) = self.quantised.iter().find(|known| known.how == *how) else {
+                return Err(unproven(&format!("weights that are {how}")));
             };
-            let other = plan.tensors.iter().map(|group| group.dtype).find(|&dtype| !is_known(dtype));
-            match (stored, other) {
-                (None, _) => return Err(unproven(&format!("weights that are {how}"))),
-                (Some(_), Some(dtype)) => {
-                    return Err(unproven(&format!("weights that are {how}, as {dtype}")));
-                }
-                (Some(_), None) => {}
+            let tried = [known.dtype, Dtype::BF16, Dtype::F16, Dtype::F32];
+            if let Some(group) = plan.tensors.iter().find(|group| !tried.contains(&group.dtype)) {
+                return Err(unproven(&format!("weights that are {how}, as {}", group.dtype)));
             }
         }
         if plan.mesh.pp() > 1 {
