@@ -83,8 +83,10 @@ impl NcclCommunicator {
     ) -> Result<(), DeviceError> {
         let (rank, world) = (self.control.rank(), self.control.world_size());
         same_release(library.version(), self.control.as_mut())?;
-        let failed = |source| nccl_failed(context, source);
-        let id = if rank == 0 { Some(library.unique_id().map_err(failed)?) } else { None };
+        let id = match rank {
+            0 => Some(library.unique_id().map_err(|source| nccl_failed(&self.on_gpu.stream, source))?),
+            _ => None,
+        };
         let id = shared_id(id, self.control.as_mut())?;
 
         context.bind()?;
@@ -94,7 +96,7 @@ impl NcclCommunicator {
             lifeline.failure().is_some()
         };
         let nccl = nccl_rs::Communicator::init(library, &id, rank, world, connecting, &mut given_up);
-        self.nccl = Some(nccl.map_err(failed)?);
+        self.nccl = Some(nccl.map_err(|source| nccl_failed(&self.on_gpu.stream, source))?);
         // NCCL connects GPUs, and takes memory for it, at the first collective: now, while there is some.
         let mut count = [1];
         self.reduce(&mut count, Reduction::Sum)?;
@@ -108,7 +110,7 @@ impl NcclCommunicator {
     /// Reduces at most [`CHUNK`] numbers.
     fn reduce(&mut self, values: &mut [u64], reduction: Reduction) -> Result<(), DeviceError> {
         let OnGpu { stream, values: on_gpu, staged } = &*self.on_gpu;
-        let failed = |source| nccl_failed(stream.context(), source);
+        let failed = |source| nccl_failed(stream, source);
         let nccl = self.nccl.as_mut().ok_or_else(|| failed(CallError::Aborted { call: "ncclAllReduce" }))?;
         let bytes = values.len() * 8;
         // SAFETY: no copy uses the buffer: the stream was idle when the last call returned, and after a call that failed
@@ -217,9 +219,13 @@ impl OnGpu {
     }
 }
 
-/// What NCCL could not do, with the GPU that it could not do it on.
-fn nccl_failed(context: &Context, source: CallError) -> DeviceError {
-    DeviceError::Nccl { device: gpu_name(context.gpu().ordinal), source }
+/// What NCCL could not do, with the GPU that it could not do it on. Where the GPU itself has failed, that is the cause, which the
+/// driver knows and NCCL only passes on.
+fn nccl_failed(stream: &Stream, source: CallError) -> DeviceError {
+    match stream.is_idle() {
+        Err(cause) => cause.into(),
+        Ok(_) => DeviceError::Nccl { device: gpu_name(stream.context().gpu().ordinal), source },
+    }
 }
 
 /// What the other ranks are told of an error: not what to do about it here.
@@ -247,7 +253,7 @@ fn wait(
     lifeline: &Lifeline,
     patience: Duration,
 ) -> Result<(), DeviceError> {
-    let failed = |source| nccl_failed(stream.context(), source);
+    let failed = |source| nccl_failed(stream, source);
     let (begin, mut pause) = (Instant::now(), Duration::from_micros(20));
     loop {
         let idle = stream.is_idle()?;
