@@ -15,7 +15,7 @@ from torch import nn
 
 import shardwright
 
-__all__ = ["fill", "full_shapes", "memory", "sharded", "tensors"]
+__all__ = ["fill", "memory", "sharded", "tensors"]
 
 
 # The names that safetensors has for dtypes.
@@ -96,45 +96,41 @@ def fill(
     return missing
 
 
-def full_shapes(checkpoint: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
-    """The shapes of whole tensors, by their names."""
-    from safetensors import safe_open
+def sharded(weights: Mapping[str, shardwright.Tensor], plan: str | os.PathLike[str], mesh: Any) -> dict[str, Any]:
+    """The weights as `DTensor`s over the one-dimensional `mesh` of a tensor-parallel group, whose ranks are those of `plan`.
 
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(os.listdir(checkpoint)):
-        if file.endswith(".safetensors"):
-            with safe_open(os.path.join(checkpoint, file), "pt") as opened:
-                shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
-    return shapes
-
-
-def sharded(
-    weights: Mapping[str, shardwright.Tensor],
-    slices: Mapping[str, Any],
-    mesh: Any,
-    shapes: Mapping[str, tuple[int, ...]],
-) -> dict[str, Any]:
-    """The weights as `DTensor`s over the one-dimensional `mesh` of a tensor-parallel group.
-
-    `slices` is what `shardwright.slices` says of this rank, `shapes` are those of whole tensors. A tensor that is cut along one
-    dimension becomes `Shard` of it, one that all ranks hold `Replicate`. Raises `ValueError` for a slice that no placement of DTensor
-    describes: of several boxes, uneven, or filled up; take those as plain tensors.
+    A tensor that is cut evenly along one dimension becomes `Shard` of it, one that every rank of the mesh holds whole `Replicate`. Raises
+    `ValueError` for what no placement of DTensor describes: several boxes, uneven or filled up slices, and what some ranks of the mesh do
+    not hold; leave those out of `weights`, and take them as plain tensors.
     """
-    from torch.distributed.tensor import DTensor, Replicate, Shard
+    from torch.distributed.tensor import DTensor
 
-    held = slices["tensors"]
-    count, rank = mesh.size(), mesh.get_local_rank()
+    ranks = mesh.mesh.tolist()
+    held = [shardwright.slices(plan, rank)["tensors"] for rank in ranks]
     distributed: dict[str, Any] = {}
     for name, tensor in weights.items():
-        local, whole = torch.from_dlpack(tensor), shapes[name]
-        if tuple(local.shape) == tuple(whole):
-            placement: Any = Replicate()
-        else:
-            boxes = held[name]["boxes"]
-            cut = [dim for dim, size in enumerate(whole) if tensor.shape[dim] != size]
-            even = len(cut) == 1 and tensor.shape[cut[0]] * count == whole[cut[0]]
-            if len(boxes) != 1 or not even or boxes[0]["start"][cut[0]] != rank * tensor.shape[cut[0]]:
-                raise ValueError(f"{name}: no placement of DTensor is {held[name]} of {whole}")
-            placement = Shard(cut[0])
-        distributed[name] = DTensor.from_local(local, mesh, [placement], run_check=False)
+        slices = [of_rank.get(name) for of_rank in held]
+        placement = _placement(slices)
+        if placement is None:
+            raise ValueError(f"{name}: no placement of DTensor is what ranks {ranks} hold: {slices}")
+        distributed[name] = DTensor.from_local(torch.from_dlpack(tensor), mesh, [placement], run_check=False)
     return distributed
+
+
+def _placement(slices: list[Any]) -> Any:
+    """The placement that describes one tensor's slices, in the order of the ranks of a mesh; `None` if there is none."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    if any(held is None or len(held["boxes"]) != 1 or held.get("pad_rows") for held in slices):
+        return None
+    boxes = [held["boxes"][0] for held in slices]
+    whole = [max(stops) for stops in zip(*(box["stop"] for box in boxes))]
+    starts, shapes = [box["start"] for box in boxes], [held["shape"] for held in slices]
+    if all(shape == whole for shape in shapes):
+        return Replicate()
+    for dim, size in enumerate(shapes[0]):
+        cut = [[rank * size if it == dim else 0 for it in range(len(whole))] for rank in range(len(boxes))]
+        share = [size if it == dim else length for it, length in enumerate(whole)]
+        if starts == cut and all(shape == share for shape in shapes) and size * len(boxes) == whole[dim]:
+            return Shard(dim)
+    return None

@@ -79,14 +79,16 @@ import torch, torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 import shardwright, shardwright.torch
 dist.init_process_group("gloo")
-checkpoint, plan = {str(Path(__file__).parents[2] / "tests/fixtures/checkpoints/mistral-f32")!r}, {str(tmp_path / "plan.yaml")!r}
+fixtures, plans = {str(Path(__file__).parents[2] / "tests/fixtures/checkpoints")!r}, {str(tmp_path)!r}
+checkpoint = fixtures + "/mistral-f32"
+plan, odd = plans + "/plan.yaml", plans + "/odd.yaml"
 if dist.get_rank() == 0:
     shardwright.plan(checkpoint, plan, tp=2, topology="host")
+    shardwright.plan(fixtures + "/llama-odd-vocab-bf16", odd, tp=2, topology="host")
 dist.barrier()
 mesh = init_device_mesh("cpu", (2,))
 weights = shardwright.load(plan, dist.get_rank(), device="host")
-shapes = shardwright.torch.full_shapes(checkpoint)
-tensors = shardwright.torch.sharded(weights, shardwright.slices(plan, dist.get_rank()), mesh, shapes)
+tensors = shardwright.torch.sharded(weights, plan, mesh)
 from safetensors.torch import load_file
 import glob
 whole = {{}}
@@ -94,6 +96,16 @@ for file in glob.glob(checkpoint + "/*.safetensors"):
     whole |= load_file(file)
 for name, tensor in tensors.items():
     assert torch.equal(tensor.full_tensor(), whole[name]), name
+refused = set()
+for name, tensor in shardwright.load(odd, dist.get_rank(), device="host").items():
+    try:
+        shardwright.torch.sharded({{name: tensor}}, odd, mesh)
+    except ValueError:
+        refused.add(name)
+# Rows that fill up, and biases that one rank adds.
+filled = {{"model.embed_tokens.weight", "lm_head.weight"}}
+lone = {{f"model.layers.{{layer}}.{{it}}.bias" for layer in range(2) for it in ("self_attn.o_proj", "mlp.down_proj")}}
+assert refused == filled | (lone if dist.get_rank() == 0 else set()), refused
 print("all", len(tensors))
 dist.destroy_process_group()
 """
