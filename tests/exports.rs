@@ -263,6 +263,33 @@ fn an_engines_files_have_its_names_its_fused_weights_and_its_padding() {
 }
 
 #[test]
+fn stages_of_an_engine_have_files_of_their_own() {
+    for name in ["qwen2-bf16", "llama-odd-vocab-bf16"] {
+        let (folder, plan) = planned(&fixture(name), [2, 2, 1]);
+        let into = folder.path().join("exported");
+        export(&plan, &into, &["--format", "sharded-state", "--engine", "vllm"]).succeeded();
+        let is_tied = !read_checkpoint(&fixture(name)).contains_key("lm_head.weight");
+        for (stage, tp) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let tensors = read_files(&into, &format!("model-pp-{stage}-tp-{tp}-part-"));
+            let of_layer = |layer: usize| {
+                tensors.keys().filter(|name| name.starts_with(&format!("model.layers.{layer}."))).count()
+            };
+            assert!(of_layer(stage) > 8 && of_layer(1 - stage) == 0, "{:?}", tensors.keys());
+            let others: Vec<&str> =
+                tensors.keys().filter(|name| !name.contains(".layers.")).map(String::as_str).collect();
+            match stage {
+                0 => assert_eq!(others, ["model.embed_tokens.weight"]),
+                _ => assert_eq!(others, ["lm_head.weight", "model.norm.weight"]),
+            }
+        }
+        // An embedding that is the head too is on both, by the name that the engine has for it there.
+        let [first, last] = [0, 1].map(|stage| read_files(&into, &format!("model-pp-{stage}-tp-1-part-")));
+        let is_same = first["model.embed_tokens.weight"] == last["lm_head.weight"];
+        assert_eq!(is_same, is_tied, "{name}");
+    }
+}
+
+#[test]
 fn what_an_engine_is_not_known_to_hold_is_refused() {
     let (folder, plan) = planned(&fixture("llama-bf16"), [2, 1, 1]);
     let into = folder.path().join("exported");
@@ -274,8 +301,6 @@ fn what_an_engine_is_not_known_to_hold_is_refused() {
     refused(&plan, "tgi", 2, &["`tgi` is no engine", "vllm"]);
     export(&plan, &into, &["--format", "sharded-state"]).refused(2, &["--engine"]);
     export(&plan, &into, &["--engine", "vllm"]).refused(2, &["--engine is for --format sharded-state"]);
-    let (_stages, plan) = planned(&fixture("llama-bf16"), [1, 2, 1]);
-    refused(&plan, "vllm", 1, &["how vllm holds pipeline stages was never proven"]);
     let (_copies, plan) = planned(&fixture("llama-bf16"), [1, 1, 2]);
     refused(&plan, "vllm", 1, &["data-parallel copies"]);
     let rules = folder.path().join("rules.yaml");

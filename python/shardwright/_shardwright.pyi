@@ -27,8 +27,11 @@ class Report(TypedDict):
 def call(arguments: list[str]) -> str:
     """Runs a command of the program, given as its arguments, and returns what it prints."""
 
-def engine_tensors(plan: str, engine: str, rank: int, adapted: str, checkpoint: str | None = None) -> str:
-    """Writes the plan of what an engine's ranks hold, and returns the engine's tensors on a rank as JSON."""
+def engine_tensors(
+    plan: str, engine: str, rank: int, adapted: str, checkpoint: str | None = None, stages: list[int] | None = None
+) -> str:
+    """Writes the plan of what an engine's ranks hold, and returns the engine's tensors on a rank as JSON. `stages` are the layers of each
+    pipeline stage, where the engine was told how many."""
 
 class Tensor:
     """A tensor that lies in a rank's memory."""

@@ -1,9 +1,10 @@
 """A loader for vLLM: `--load-format shardwright`.
 
 Installing the package is enough: vLLM calls `register` in each of its processes. Each worker plans from the engine's own
-configuration and reads only its rank's bytes, right into the engine's parameters; workers of a host read each byte once. What lies
-in the parameters is verified over the engine's own process group; single parameters that the engine has in another dtype, such as biases
-of routers, are cast after that. What is not known to be right is loaded as vLLM does by default, whole tensors and all, with a warning.
+configuration (tensor-parallel ranks, pipeline stages, whole experts) and reads only its rank's bytes, right into the engine's
+parameters; workers of a host read each byte once. What lies in the parameters is verified over the engine's own process group; single
+parameters that the engine has in another dtype, such as biases of routers, are cast after that. What is not known to be right is loaded
+as vLLM does by default, whole tensors and all, with a warning.
 
 Options, by `--model-loader-extra-config`: `verify` ("full", "sample", "off"), `io` ("auto", "mmap", "read", "direct"), `threads`
 (of each worker), `plan` (a plan that was made before, for the same sizes), and `patience`, for how many seconds a worker waits for one
@@ -95,7 +96,7 @@ def register() -> None:
                 # A draft model: the plan is not of it.
                 options.pop("plan", None)
             try:
-                loaded = _load(model, model_config, self.parallel, options)
+                loaded = _load(model, model_config, self.parallel, self.load_config, options)
             except NotKnown as reason:
                 log.warning("shardwright: %s; loading whole tensors as vLLM does by default", reason)
                 _whole(self.load_config).load_weights(model, model_config)
@@ -137,7 +138,9 @@ def _read_bytes() -> int:
         return 0
 
 
-def _load(model: Any, model_config: Any, parallel: Any, options: dict[str, Any]) -> dict[str, Any]:
+def _load(
+    model: Any, model_config: Any, parallel: Any, load_config: Any, options: dict[str, Any]
+) -> dict[str, Any]:
     try:
         group = _Group()
     except (ImportError, AttributeError) as missing:
@@ -147,7 +150,9 @@ def _load(model: Any, model_config: Any, parallel: Any, options: dict[str, Any])
         adapted = os.path.join(folder, "adapted.yaml")
         why: Exception | None = None
         try:
-            targets = _prepared(model, model_config, parallel, options, group, folder, adapted)
+            checkpoint = _checkpoint(model, model_config, load_config)
+            stages = _stages(model_config, group)
+            targets = _prepared(model, checkpoint, parallel, options, group, stages, folder, adapted)
         except Exception as reason:
             why = reason
         # Every worker comes here, once: none loads whole tensors while others wait for it.
@@ -163,7 +168,7 @@ def _load(model: Any, model_config: Any, parallel: Any, options: dict[str, Any])
         loading = shardwright.stream(
             adapted,
             rank,
-            checkpoint=model_config.model,
+            checkpoint=checkpoint,
             device="cuda" if targets.device.type == "cuda" else "host",
             verify=options.get("verify", "full"),
             io=options.get("io", "auto"),
@@ -178,26 +183,68 @@ def _load(model: Any, model_config: Any, parallel: Any, options: dict[str, Any])
         return {"rank": rank, "read": _read_bytes() - before, "bytes": report["bytes"], "files": report["files"]}
 
 
+def _checkpoint(model: Any, model_config: Any, load_config: Any) -> str:
+    """The checkpoint's folder on this host; of a repository, the one that vLLM downloads it to."""
+    name: str = model_config.model
+    if os.path.isdir(name):
+        return name
+    folder: str = _whole(load_config)._prepare_weights(
+        model_name_or_path=name,
+        subfolder=None,
+        revision=model_config.revision,
+        fall_back_to_pt=getattr(model, "fall_back_to_pt_during_load", True),
+        allow_patterns_overrides=getattr(model, "allow_patterns_overrides", None),
+    )[0]
+    if not os.path.exists(os.path.join(folder, "config.json")):
+        # Weights that have a folder of their own, by --download-dir.
+        from huggingface_hub import hf_hub_download
+
+        hf_hub_download(name, "config.json", revision=model_config.revision, cache_dir=load_config.download_dir)
+    return folder
+
+
+def _stages(model_config: Any, group: _Group) -> list[int] | None:
+    """The layers of each pipeline stage, by the engine's own rule."""
+    if group.pp == 1:
+        return None
+    from vllm.distributed.utils import get_pp_indices
+
+    layers = model_config.hf_text_config.num_hidden_layers
+    ranges = [get_pp_indices(layers, stage, group.pp) for stage in range(group.pp)]
+    return [stop - start for start, stop in ranges]
+
+
 def _prepared(
-    model: Any, model_config: Any, parallel: Any, options: dict[str, Any], group: _Group, folder: str, adapted: str
+    model: Any,
+    checkpoint: str,
+    parallel: Any,
+    options: dict[str, Any],
+    group: _Group,
+    stages: list[int] | None,
+    folder: str,
+    adapted: str,
 ) -> _Targets:
     """Plans, writes the plan of what the engine's ranks hold to `adapted`, and finds where this rank's slices go.
 
     Raises `NotKnown`, or whatever it met, where that is not known to be right; `ValueError` for a plan that was asked for and is not for
     this engine.
     """
-    if parallel is None or parallel.pipeline_parallel_size > 1 or parallel.data_parallel_size > 1:
-        raise NotKnown("pipeline stages and data-parallel copies are not known to be right")
+    if parallel is None or parallel.data_parallel_size > 1:
+        raise NotKnown("data-parallel copies are not known to be right")
+    if group.world != group.tp * group.pp:
+        raise NotKnown(f"{group.world} workers are not tp {group.tp} × pp {group.pp}")
     if parallel.enable_expert_parallel and getattr(parallel, "expert_placement_strategy", "linear") != "linear":
         raise NotKnown("experts are not dealt in runs")
-    checkpoint = model_config.model
-    if not os.path.isdir(checkpoint):
-        raise NotKnown(f"{checkpoint} is no folder of this host")
+
+    def targets_of(plan: str) -> _Targets:
+        return _targets(model, json.loads(engine_tensors(plan, "vllm", group.rank, adapted, checkpoint, stages)))
+
     plan, world = options.get("plan"), group.world
     if plan is not None:
         if (planned := shardwright.check(plan, checkpoint=checkpoint)["ranks"]) != world:
-            raise ValueError(f"{plan} is for {planned} ranks, and the engine has {world}: plan with --tp {world}")
-        return _targets(model, json.loads(engine_tensors(plan, "vllm", group.rank, adapted, checkpoint)))
+            sizes = f"--tp {group.tp}" if group.pp == 1 else f"--tp {group.tp} --pp {group.pp}"
+            raise ValueError(f"{plan} is for {planned} ranks, and the engine has {world}: plan with {sizes}")
+        return targets_of(plan)
 
     topology, plan = os.path.join(folder, "topology.yaml"), os.path.join(folder, "plan.yaml")
     Path(topology).write_text(TOPOLOGY.format(world=world, last=max(world - 1, 0)))
@@ -205,9 +252,15 @@ def _prepared(
     def planned_as(dtype: str | None) -> _Targets:
         expert_parallel = bool(parallel.enable_expert_parallel)
         shardwright.plan(
-            checkpoint, plan, tp=world, topology=topology, expert_parallel=expert_parallel, dtype=dtype
+            checkpoint,
+            plan,
+            tp=group.tp,
+            pp=group.pp,
+            topology=topology,
+            expert_parallel=expert_parallel,
+            dtype=dtype,
         )
-        return _targets(model, json.loads(engine_tensors(plan, "vllm", group.rank, adapted, checkpoint)))
+        return targets_of(plan)
 
     targets = planned_as(None)
     if targets.cast_bytes() > targets.same_bytes():
@@ -308,21 +361,20 @@ def _wait(loading: shardwright.Loading, targets: _Targets, group: _Group) -> Non
 
 
 class _Group:
-    """The engine's tensor-parallel group, by its own means.
+    """The engine's workers that load one model among them, by its own means: the tensor-parallel group, of all pipeline stages.
 
     Raises ImportError or AttributeError where the engine's look different, on all workers alike.
     """
 
     def __init__(self) -> None:
-        from vllm.distributed import (
-            get_tensor_model_parallel_rank,
-            get_tensor_model_parallel_world_size,
-            get_tp_group,
-        )
+        from vllm.distributed import get_pp_group, get_tp_group, get_world_group
 
-        self.rank: int = get_tensor_model_parallel_rank()
-        self.world: int = get_tensor_model_parallel_world_size()
-        group = get_tp_group()
+        shared, stages = get_tp_group(), get_pp_group()
+        self.tp: int = shared.world_size
+        self.pp: int = stages.world_size
+        self.rank: int = stages.rank_in_group * self.tp + shared.rank_in_group
+        group = shared if self.pp == 1 else get_world_group()
+        self.world: int = group.world_size
         self.ranks, self.is_first = group.ranks, group.rank_in_group == 0
         self.on_hosts, self.on_devices = group.cpu_group, group.device_group
 

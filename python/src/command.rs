@@ -64,7 +64,7 @@ pub(crate) fn call(py: Python<'_>, arguments: Vec<String>) -> PyResult<String> {
 
 /// Writes the plan of what an engine's ranks hold of `plan` to `adapted`, and returns the engine's tensors on `rank` as JSON.
 #[pyfunction]
-#[pyo3(signature = (plan, engine, rank, adapted, checkpoint = None))]
+#[pyo3(signature = (plan, engine, rank, adapted, checkpoint = None, stages = None))]
 pub(crate) fn engine_tensors(
     py: Python<'_>,
     plan: &str,
@@ -72,7 +72,9 @@ pub(crate) fn engine_tensors(
     rank: u32,
     adapted: &str,
     checkpoint: Option<&str>,
+    stages: Option<Vec<u64>>,
 ) -> PyResult<String> {
     let (plan, checkpoint, adapted) = (Path::new(plan), checkpoint.map(Path::new), Path::new(adapted));
-    py.detach(|| shardwright::engine_tensors(plan, checkpoint, engine, rank, adapted)).map_err(exception)
+    py.detach(move || shardwright::engine_tensors(plan, checkpoint, engine, rank, adapted, stages.as_deref()))
+        .map_err(exception)
 }

@@ -16,22 +16,23 @@ HERE = Path(__file__).parent
 CHECKPOINT = HERE.parents[1] / "tests/fixtures/checkpoints/llama-odd-vocab-bf16"
 
 
-def workers(tmp_path: Path, tp: int, way: str, planned_for: int | None = None) -> list[str]:
+def workers(tmp_path: Path, tp: int, way: str, planned_for: int | None = None, pp: int = 1) -> list[str]:
     """What the workers print, rank by rank."""
     plan, exported = tmp_path / "plan.yaml", tmp_path / "exported"
-    shardwright.plan(CHECKPOINT, plan, tp=tp, topology="host")
+    shardwright.plan(CHECKPOINT, plan, tp=tp, pp=pp, topology="host")
     shardwright.export(plan, exported, format="sharded-state", engine="vllm")
     if planned_for is not None:
         shardwright.plan(CHECKPOINT, plan, tp=planned_for, topology="host")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(tp)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(tp * pp)]
     command = [*launch, str(HERE / "vllm_worker.py"), str(CHECKPOINT), str(exported), way, str(plan)]
     path = os.pathsep.join(filter(None, [str(HERE / "simulated_vllm"), os.environ.get("PYTHONPATH")]))
+    simulated = {"PYTHONPATH": path, "SIMULATED_PP": str(pp), "SIMULATED_LAYERS": ",".join(["1"] * pp)}
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}
+        command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=os.environ | simulated
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith("rank ")]
-    assert len(lines) == tp, done.stdout
+    assert len(lines) == tp * pp, done.stdout
     return [done.stdout, *sorted(lines)]
 
 
@@ -40,6 +41,18 @@ def test_parameters_are_those_of_the_exported_files(tp, tmp_path):
     said, *ranks = workers(tmp_path, tp, "plain")
     assert all("parameters are right, 0 wrong" in line for line in ranks), ranks
     assert said.count("nothing fell back to whole tensors") == tp
+
+
+def test_pipeline_stages_are_those_of_the_engine(tmp_path):
+    said, *ranks = workers(tmp_path, 2, "plain", pp=2)
+    assert all("0 wrong" in line for line in ranks), ranks
+    assert said.count("nothing fell back to whole tensors") == 4
+
+
+def test_a_repository_is_read_where_vllm_has_downloaded_it(tmp_path):
+    said, *ranks = workers(tmp_path, 2, "repository")
+    assert all("0 wrong" in line for line in ranks), ranks
+    assert said.count("nothing fell back to whole tensors") == 2
 
 
 def test_a_plan_that_was_made_before_is_taken(tmp_path):

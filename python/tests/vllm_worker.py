@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from vllm.distributed import get_pp_group
 from vllm.model_executor.model_loader import LOADERS
 from vllm.model_executor.model_loader.default_loader import ASKED
 
@@ -46,7 +47,10 @@ def main(checkpoint: str, exported: str, way: str) -> None:
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     expected = {}
-    for file in sorted(Path(exported).glob(f"model-rank-{rank}-part-*.safetensors")):
+    pp = get_pp_group().world_size
+    tp = world // pp
+    mine = f"rank-{rank}" if pp == 1 else f"pp-{rank // tp}-tp-{rank % tp}"
+    for file in sorted(Path(exported).glob(f"model-{mine}-part-*.safetensors")):
         expected |= load_file(file)
     dtype = torch.float16 if way == "cast" else None
     state = {name: torch.ones(tensor.shape, dtype=dtype or tensor.dtype) for name, tensor in expected.items()}
@@ -58,7 +62,7 @@ def main(checkpoint: str, exported: str, way: str) -> None:
 
     shardwright.vllm.register()
     parallel = SimpleNamespace(
-        pipeline_parallel_size=1,
+        pipeline_parallel_size=pp,
         data_parallel_size=1,
         enable_expert_parallel=way == "round-robin",
         expert_placement_strategy="round_robin" if way == "round-robin" else "linear",
@@ -66,7 +70,10 @@ def main(checkpoint: str, exported: str, way: str) -> None:
     try:
         loader = LOADERS["shardwright"](SimpleNamespace(load_format="shardwright", model_loader_extra_config=options))
         config = SimpleNamespace(parallel_config=parallel)
-        loader.load_model(config, SimpleNamespace(model=checkpoint), model)
+        if way == "repository":
+            os.environ["SIMULATED_DOWNLOAD"], checkpoint = checkpoint, "somebody/some-model"
+        text = SimpleNamespace(num_hidden_layers=2)
+        loader.load_model(config, SimpleNamespace(model=checkpoint, revision=None, hf_text_config=text), model)
     except Exception as error:
         say(f"rank {rank}: {type(error).__name__}: {error}")
         return

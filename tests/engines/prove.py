@@ -1,6 +1,6 @@
 """Runs vLLM with plain checkpoints, with exported files and with the loader, and compares.
 
-    python3 tests/engines/prove.py [--dir DIR] [--families NAME,…] [--tp 1,2] [--only parameters|tokens|faults|bytes|speed|export] [--formats files,loader]
+    python3 tests/engines/prove.py [--dir DIR] [--families NAME,…] [--tp 1,2] [--pp 1,2] [--only parameters|tokens|faults|bytes|speed|export] [--formats files,loader]
 
 One table for each question: are all parameters the same, bit by bit; are the greedy tokens; does what goes wrong say so; how many bytes
 does each rank read; how long does loading take; how long does exporting take against `cp`. The exit code is 1 where an answer is no.
@@ -47,8 +47,8 @@ class Run:
         return lines[-1][-160:] if lines else self.log[-160:]
 
     def seconds(self) -> float | None:
-        took = [float(it) for it in re.findall(r"Loading weights took ([0-9.]+) seconds", self.log)]
-        return max(took, default=None)
+        """What the slowest worker took. Not by the engine's "Loading weights took", which some loaders do not print."""
+        return max(map(float, re.findall(r"compare: load_weights took ([0-9.]+) s", self.log)), default=None)
 
 
 class Ballast:
@@ -124,14 +124,6 @@ def shardwright(*arguments: object) -> str:
     return done.stdout
 
 
-def exported(model: Path, tp: int, into: Path, *options: str) -> Path:
-    shutil.rmtree(into, ignore_errors=True)
-    plan = into.with_suffix(".yaml")
-    shardwright("plan", model, "--tp", tp, "--topology", "host", "-o", plan, *options)
-    shardwright("export", plan, "-o", into, "--format", "sharded-state", "--engine", "vllm")
-    return into
-
-
 def table(title: str, head: list[str], rows: list[list[str]]) -> None:
     print(f"\n### {title}\n")
     print("| " + " | ".join(head) + " |")
@@ -151,58 +143,95 @@ def compared(plain: Run, again: Run, other: Run) -> str:
     return "DIFFERENT" if again.tokens == plain.tokens else "plain loads differ among themselves"
 
 
-def parameters(run: Run, tp: int) -> str:
+def parameters(run: Run, world: int) -> str:
     """Whether every parameter of every rank is the same, bit by bit, before the engine changes their layout."""
     found = re.findall(r"compare: rank \d+: (\d+) of (\d+) parameters differ (.*)", run.log)
-    if len(found) != tp:
+    if len(found) != world:
         return f"FAILS: {run.problem()}"
     wrong = [line for line in found if line[0] != "0"]
     return f"{wrong[0][0]} DIFFER: {wrong[0][2]}" if wrong else "same"
 
 
-def prove_parameters(folder: Path, families: list[str], sizes: list[int]) -> bool:
+@dataclass
+class Case:
+    """A family, and how many ranks hold it in which way."""
+
+    family: str
+    tp: int
+    pp: int = 1
+    experts: bool = False
+
+    def label(self) -> str:
+        stages = f", {self.pp} pipeline stages" if self.pp > 1 else ""
+        return self.family + stages + (", expert parallel" if self.experts else "")
+
+    def world(self) -> int:
+        return self.tp * self.pp
+
+    def exported(self, folder: Path, model: Path) -> Path:
+        into = folder / f"{self.family}-{self.tp}-{self.pp}{'-experts' if self.experts else ''}"
+        shutil.rmtree(into, ignore_errors=True)
+        plan = into.with_suffix(".yaml")
+        options = ["--expert-parallel"] if self.experts else []
+        shardwright("plan", model, "--tp", self.tp, "--pp", self.pp, "--topology", "host", "-o", plan, *options)
+        shardwright("export", plan, "-o", into, "--format", "sharded-state", "--engine", "vllm")
+        return into
+
+    def engine(self, model: Path, load_format: str, files: Path | None = None, **more: object) -> Run:
+        if self.pp > 1:
+            more["pipeline_parallel_size"] = self.pp
+        if self.experts:
+            more["enable_expert_parallel"] = True
+        return engine(model, load_format, self.tp, files, **more)
+
+
+# Of each kind of what stages hold of embedding and head: the first and the last, one both, every one.
+IN_STAGES = ("llama", "llama-tied", "gemma3", "mixtral")
+
+
+def cases(families: list[str], sizes: list[int], stages: list[int]) -> Iterator[Case]:
+    for family in families:
+        for tp in sizes:
+            for pp in stages:
+                if pp == 1 or family in IN_STAGES:
+                    yield Case(family, tp, pp)
+        if family == "qwen3_moe" and 2 in sizes and 1 in stages:
+            yield Case(family, 2, experts=True)
+
+
+def prove_parameters(folder: Path, all_cases: list[Case]) -> bool:
     rows = []
-    for family, tp, options, more in cases(families, sizes):
-        model = checkpoints.write(folder, family)
-        files = exported(model, tp, folder / f"{family}-{tp}{''.join(options)}", *options)
-        run = engine(model, "compare", tp, files, max_tokens=1, **more)
-        rows.append([family + "".join(f" {option}" for option in options), str(tp), parameters(run, tp)])
+    for case in all_cases:
+        model = checkpoints.write(folder, case.family)
+        run = case.engine(model, "compare", case.exported(folder, model), max_tokens=1)
+        rows.append([case.label(), str(case.tp), parameters(run, case.world())])
         print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
     table("Parameters of a plain load against exported files, bit by bit", ["family", "tp", "all parameters"], rows)
     return all(row[2] == "same" for row in rows)
 
 
-def cases(families: list[str], sizes: list[int]) -> Iterator[tuple[str, int, tuple[str, ...], dict]]:
-    for family in families:
-        for tp in sizes:
-            yield family, tp, (), {}
-        if family == "qwen3_moe" and 2 in sizes:
-            yield family, 2, ("--expert-parallel",), {"enable_expert_parallel": True}
-
-
-def prove_tokens(folder: Path, families: list[str], sizes: list[int], formats: list[str]) -> bool:
+def prove_tokens(folder: Path, all_cases: list[Case], formats: list[str]) -> bool:
     rows = []
-    for family, tp, options, more in cases(families, sizes):
-        model = checkpoints.write(folder, family)
-        plain = engine(model, "auto", tp, **more)
+    for case in all_cases:
+        model = checkpoints.write(folder, case.family)
+        plain = case.engine(model, "auto")
         found = {}
         if "files" in formats:
             try:
-                files = exported(model, tp, folder / f"{family}-{tp}{''.join(options)}", *options)
-                found["files"] = engine(files, "sharded_state", tp, **more)
+                found["files"] = case.engine(case.exported(folder, model), "sharded_state")
             except RuntimeError as refused:
                 found["files"] = Run(None, str(refused))
         if "loader" in formats:
-            found["loader"] = engine(model, "shardwright", tp, **more)
+            found["loader"] = case.engine(model, "shardwright")
         differ = plain.tokens is not None and any(run.tokens != plain.tokens for run in found.values())
-        again = engine(model, "auto", tp, **more) if differ else plain
+        again = case.engine(model, "auto") if differ else plain
         reads = "-"
         if (ours := found.get("loader")) is not None:
             whole = "loading whole tensors" in ours.log
-            by_us = len(re.findall(r"shardwright: rank \d+ read", ours.log)) == tp and not whole
+            by_us = len(re.findall(r"shardwright: rank \d+ read", ours.log)) == case.world() and not whole
             reads = "each rank's slices" if by_us else "WHOLE TENSORS"
         answers = [compared(plain, again, found[it]) if it in found else "-" for it in ("files", "loader")]
-        row = [family + "".join(f" {option}" for option in options), str(tp), *answers, reads]
+        row = [case.label(), str(case.tp), *answers, reads]
         rows.append(row)
         print(*row, sep="  ", file=sys.stderr, flush=True)
     head = ["family", "tp", "sharded_state files", "--load-format shardwright", "which reads"]
@@ -341,7 +370,7 @@ def prove_speed(folder: Path, size: int, rounds: int) -> bool:
             else:
                 rows.append([state, name, "-", f"does not run: {why.get(name, '')[-80:]}"])
         fine &= bool(others) and ours <= min(others) / 2
-    head = ["page cache", "load format", "Loading weights took, s", "of ours"]
+    head = ["page cache", "load format", "load_weights took, s", "of ours"]
     table(f"{size / 1e9:.0f} GB, tp 2, medians of {rounds}", head, rows)
     return fine
 
@@ -387,6 +416,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()) / "shardwright-engines")
     parser.add_argument("--families", default=",".join(checkpoints.FAMILIES))
     parser.add_argument("--tp", default="1,2")
+    parser.add_argument("--pp", default="1,2")
     parser.add_argument("--formats", default="files,loader")
     parser.add_argument("--bytes", type=float, default=4e9)
     parser.add_argument("--rounds", type=int, default=3)
@@ -394,10 +424,11 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.dir.mkdir(parents=True, exist_ok=True)
     size, rounds = int(arguments.bytes), arguments.rounds
-    families, sizes = arguments.families.split(","), [int(tp) for tp in arguments.tp.split(",")]
+    sizes, stages = ([int(size) for size in text.split(",")] for text in (arguments.tp, arguments.pp))
+    all_cases = list(cases(arguments.families.split(","), sizes, stages))
     questions = {
-        "parameters": lambda: prove_parameters(arguments.dir, families, sizes),
-        "tokens": lambda: prove_tokens(arguments.dir, families, sizes, arguments.formats.split(",")),
+        "parameters": lambda: prove_parameters(arguments.dir, all_cases),
+        "tokens": lambda: prove_tokens(arguments.dir, all_cases, arguments.formats.split(",")),
         "faults": lambda: prove_faults(arguments.dir, size),
         "bytes": lambda: prove_bytes(arguments.dir, size),
         "speed": lambda: prove_speed(arguments.dir, size, rounds),

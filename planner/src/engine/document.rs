@@ -16,6 +16,7 @@ const BUILT_IN: &[(&str, &str)] = &documents! {
     "vllm/decoder.yaml"
     "vllm/deepseek_v3.yaml"
     "vllm/gemma2.yaml"
+    "vllm/gemma3.yaml"
     "vllm/gpt_neox.yaml"
     "vllm/mixtral.yaml"
     "vllm/qwen3_moe.yaml"
@@ -37,6 +38,9 @@ pub struct EngineNames {
     /// How weights may be quantised; not at all, where none is said.
     #[serde(default)]
     pub(super) quantised: Vec<Quantised>,
+    /// How layers are cut into pipeline stages; not known, where none is said.
+    #[serde(default)]
+    pub(super) pipeline: Option<Pipeline>,
     /// What the rows of vocabulary-parallel weights are filled up to a multiple of, before they are cut.
     pub(super) vocabulary_multiple: NonZero<u32>,
     /// What the embedding is called where it is the output head too.
@@ -73,6 +77,30 @@ pub(super) struct Weight {
     /// Of how many parts the checkpoint has fused it, each of which is cut by itself.
     #[serde(default = "one")]
     pub(super) segments: usize,
+    /// Every pipeline stage has it, though few need it.
+    #[serde(default)]
+    pub(super) every_stage: bool,
+}
+
+/// How an engine cuts layers into pipeline stages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Pipeline {
+    /// As evenly as it goes: of the stages before the last, the latest have one more.
+    LastHasLeast,
+}
+
+impl Pipeline {
+    /// How many of `layers` each of `stages` has.
+    pub(super) fn counts(self, layers: u64, stages: u32) -> Vec<u64> {
+        let stages = u64::from(stages.max(1));
+        let (each, more) = (layers / stages, layers % stages);
+        match self {
+            Self::LastHasLeast => (0..stages)
+                .map(|stage| each + u64::from(stage + 1 < stages && stage + more + 1 >= stages))
+                .collect(),
+        }
+    }
 }
 
 fn one() -> usize {
@@ -143,6 +171,18 @@ impl EngineNames {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn layers_are_cut_as_vllm_cuts_them() {
+        // `get_pp_indices` of vLLM 0.32 gives these.
+        let counts = |layers, stages| Pipeline::LastHasLeast.counts(layers, stages);
+        assert_eq!(counts(32, 1), [32]);
+        assert_eq!(counts(32, 4), [8, 8, 8, 8]);
+        assert_eq!(counts(61, 2), [31, 30]);
+        assert_eq!(counts(61, 4), [15, 15, 16, 15]);
+        assert_eq!(counts(62, 4), [15, 16, 16, 15]);
+        assert_eq!(counts(63, 4), [16, 16, 16, 15]);
+    }
 
     #[test]
     fn every_document_is_read_and_names_each_tensor_once() {

@@ -7,9 +7,10 @@ use super::{
 use crate::{
     checkpoint::Dtype,
     graph::collapse,
-    mesh::Mesh,
+    mesh::{Coordinates, Mesh},
     partition::{Partition, Remainder, Segment, Split},
-    plan::{Plan, TensorGroup},
+    plan::{LayerRange, Plan, TensorGroup},
+    rules::StageRule,
 };
 use std::{collections::BTreeMap, num::NonZero};
 
@@ -51,12 +52,13 @@ pub enum EngineContent {
 type Pieces<'a> = Vec<(Option<u32>, usize, usize, &'a Weight)>;
 
 impl EngineNames {
-    /// The plan of what the engine's ranks hold, which differs from `plan` in little: biases that one rank adds are on every rank, and
-    /// vocabularies are filled up as the engine does it.
+    /// The plan of what the engine's ranks hold, which differs from `plan` in little: biases that one rank adds are on every rank,
+    /// vocabularies are filled up and layers cut into stages as the engine does it. `stages` are the layers of each, where the engine was
+    /// told how many.
     ///
     /// # Errors
     /// [`EngineError`] when the engine cuts otherwise than the plan, or nobody knows how.
-    pub fn adapted(&self, plan: &Plan) -> Result<Plan, EngineError> {
+    pub fn adapted(&self, plan: &Plan, stages: Option<&[u64]>) -> Result<Plan, EngineError> {
         let unproven =
             |what: &str| EngineError::Layout { engine: self.engine.clone(), what: what.to_owned() };
         if let Some(how) = &plan.model.quantised {
@@ -68,9 +70,6 @@ impl EngineNames {
                 return Err(unproven(&format!("weights that are {how}, as {}", group.dtype)));
             }
         }
-        if plan.mesh.pp() > 1 {
-            return Err(unproven("pipeline stages"));
-        }
         if plan.mesh.dp() > 1 {
             return Err(unproven("data-parallel copies"));
         }
@@ -78,11 +77,35 @@ impl EngineNames {
             return Err(unproven("unequal shares"));
         }
         let mut adapted = plan.clone();
+        adapted.stages = self.stages(plan, stages)?;
         for group in &mut adapted.tensors {
             let weight = self.weight_of(group)?;
             group.partition = self.partition(plan.mesh, group, weight)?;
+            if weight.every_stage {
+                group.stage = StageRule::Every;
+            }
         }
         Ok(adapted)
+    }
+
+    /// The layers of the engine's pipeline stages.
+    fn stages(&self, plan: &Plan, told: Option<&[u64]>) -> Result<Vec<LayerRange>, EngineError> {
+        let (layers, pp) = (plan.model.layers, plan.mesh.pp());
+        if pp == 1 {
+            return Ok(plan.stages.clone());
+        }
+        let unproven = |what: String| EngineError::Layout { engine: self.engine.clone(), what };
+        let rule = self.pipeline.ok_or_else(|| unproven("pipeline stages".to_owned()))?;
+        let counts = told.map_or_else(|| rule.counts(layers, pp), <[u64]>::to_vec);
+        let sum = counts.iter().copied().fold(0, u64::saturating_add);
+        if sum != layers || counts.len() != pp as usize || counts.contains(&0) {
+            return Err(unproven(format!("{layers} layers in stages of {counts:?}")));
+        }
+        let stops = counts.iter().scan(0, |stop, count| {
+            *stop += count;
+            Some(*stop)
+        });
+        Ok(stops.zip(&counts).map(|(stop, count)| LayerRange { start: stop - count, stop }).collect())
     }
 
     fn weight_of(&self, group: &TensorGroup) -> Result<&Weight, EngineError> {
@@ -156,13 +179,17 @@ impl EngineNames {
         rank: u32,
         held: &[HeldSlice<'_>],
     ) -> Result<Vec<EngineTensor>, EngineError> {
-        let has_head = held.iter().any(|slice| slice.name == "lm_head.weight");
+        let stage = plan.mesh.coordinates(rank).pp;
+        let is_head = |name: &str| name == "lm_head.weight";
+        let has_head = held.iter().any(|slice| is_head(slice.name))
+            || plan.tensors.iter().any(|group| is_head(&group.collapsed()));
         // A head that is nowhere is the embedding, whether the configuration says so or the family's default.
         let is_tied = plan.model.tied_embeddings || !has_head;
         if plan.model.tied_embeddings && has_head {
             let what = "an output head that is stored though it is the embedding".to_owned();
             return Err(EngineError::Layout { engine: self.engine.clone(), what });
         }
+        let is_last_stage = stage + 1 == plan.mesh.pp();
         let mut wanted: BTreeMap<String, Pieces<'_>> = BTreeMap::new();
         for (place, slice) in held.iter().enumerate() {
             let (template, numbers) = collapse(slice.name);
@@ -172,7 +199,10 @@ impl EngineNames {
                 return Err(EngineError::UnknownTensor { engine, tensor });
             };
             let order = weight.from.iter().position(|from| *from == template).unwrap_or(0);
-            let is_tied = is_tied && weight.cut == Some(Cut::Named(NamedCut::Vocabulary));
+            // A stage that has no head has an embedding and nothing else.
+            let is_tied = is_tied
+                && (is_last_stage || weight.every_stage)
+                && weight.cut == Some(Cut::Named(NamedCut::Vocabulary));
             let (name, left) = match &self.tied {
                 Some(tied) if is_tied => (tied.clone(), &numbers[..0]),
                 _ => filled(&weight.into, &numbers),
@@ -186,7 +216,7 @@ impl EngineNames {
             tensors.push((first, tensor(rank, name, &pieces, held)?));
         }
         tensors.sort_by_key(|(first, _)| *first);
-        let layers = plan.stages.iter().flat_map(|stage| stage.start..stage.stop);
+        let layers = plan.stages.get(stage as usize).into_iter().flat_map(|stage| stage.start..stage.stop);
         let how = plan.model.quantised.as_ref();
         let quantised = self.quantised.iter().filter(|known| Some(&known.how) == how);
         let constants: Vec<_> =
@@ -202,9 +232,13 @@ impl EngineNames {
         Ok(constants.chain(tensors.into_iter().map(|(_, tensor)| tensor)).collect())
     }
 
-    /// What the engine calls the file `part`, counted from 0, of a rank of the tensor-parallel group.
-    pub fn file_name(&self, rank: u32, part: usize) -> String {
-        format!("model-rank-{rank}-part-{part}.safetensors")
+    /// What the engine calls the file `part`, counted from 0, of `rank` of `mesh`.
+    pub fn file_name(&self, mesh: Mesh, rank: u32, part: usize) -> String {
+        let Coordinates { pp, tp, .. } = mesh.coordinates(rank);
+        match mesh.pp() {
+            1 => format!("model-rank-{tp}-part-{part}.safetensors"),
+            _ => format!("model-pp-{pp}-tp-{tp}-part-{part}.safetensors"),
+        }
     }
 }
 
@@ -350,7 +384,7 @@ tensors: []
 { names: [l.0.q.weight], dtype: F32, shape: [4, 8], role: replicated, stage: layer, partition: {whole: every-rank}, why: x }";
             let group: TensorGroup = crate::yaml::from_str(group).unwrap();
             plan.tensors = vec![TensorGroup { dtype, ..group }];
-            names.adapted(&plan).err().map(|error| error.to_string())
+            names.adapted(&plan, None).err().map(|error| error.to_string())
         };
         let tried = "{how: eight bits, dtype: I8}";
         let refused_as = |tried, how, dtype| refused(tried, how, dtype).unwrap();
@@ -394,9 +428,62 @@ tensors: []
     }
 
     #[test]
+    fn stages_have_the_layers_that_the_engine_gives_them() {
+        let names = names(&format!("{FUSED}pipeline: last-has-least\n"));
+        let mut plan = plan();
+        (plan.mesh, plan.model.layers) = (Mesh::new(1, 2, 2).unwrap(), 5);
+        let cut = |told: Option<&[u64]>| {
+            let adapted = names.adapted(&plan, told).map_err(|error| error.to_string())?;
+            Ok::<_, String>(adapted.stages.iter().map(|stage| (stage.start, stage.stop)).collect::<Vec<_>>())
+        };
+        assert_eq!(cut(None).unwrap(), [(0, 3), (3, 5)]);
+        assert_eq!(cut(Some(&[1, 4])).unwrap(), [(0, 1), (1, 5)]);
+        for wrong in [&[5][..], &[2, 2], &[0, 5], &[1, 1, 3], &[u64::MAX, 6]] {
+            assert!(cut(Some(wrong)).unwrap_err().contains("5 layers in stages of ["), "{wrong:?}");
+        }
+        let unknown = EngineNames { pipeline: None, ..names.clone() };
+        assert!(unknown.adapted(&plan, None).unwrap_err().to_string().contains("pipeline stages"));
+
+        // Rank 2 is the first of the second stage, which has its layers' constants and no others.
+        let adapted = names.adapted(&plan, None).unwrap();
+        let constants = names.tensors(&adapted, 2, &[]).unwrap();
+        let constants: Vec<&str> = constants.iter().map(|tensor| tensor.name.as_str()).collect();
+        assert_eq!(constants, ["l.3.scale", "l.4.scale"]);
+        assert_eq!(names.file_name(plan.mesh, 3, 0), "model-pp-1-tp-1-part-0.safetensors");
+    }
+
+    #[test]
+    fn what_every_stage_has_is_on_every_stage() {
+        let mut plan = plan();
+        (plan.mesh, plan.model.layers) = (Mesh::new(1, 2, 1).unwrap(), 2);
+        (plan.model.model_type, plan.model.tied_embeddings) = ("gemma3_text".to_owned(), true);
+        let embedding = "
+{ names: [model.embed_tokens.weight], dtype: F32, shape: [64, 8], role: vocab-parallel-embedding, stage: first-and-last,
+  partition: {whole: every-rank}, why: x }";
+        plan.tensors = vec![crate::yaml::from_str(embedding).unwrap()];
+        let of_engine = |model_type: &str, rank: u32| {
+            let names = EngineNames::of("vllm", model_type).unwrap();
+            let adapted = names.adapted(&plan, None).unwrap();
+            let held = [slice("model.embed_tokens.weight", &[64, 8])];
+            let tensors = names.tensors(&adapted, rank, &held).unwrap();
+            let tensors: Vec<String> = tensors
+                .into_iter()
+                .map(|tensor| tensor.name)
+                .filter(|name| !name.contains("scale"))
+                .collect();
+            (adapted.tensors[0].stage, tensors)
+        };
+        let (own, head) = (vec!["model.embed_tokens.weight".to_owned()], vec!["lm_head.weight".to_owned()]);
+        assert_eq!(of_engine("llama", 0), (StageRule::FirstAndLast, own));
+        assert_eq!(of_engine("llama", 1), (StageRule::FirstAndLast, head.clone()));
+        assert_eq!(of_engine("gemma3_text", 0), (StageRule::Every, head.clone()));
+        assert_eq!(of_engine("gemma3_text", 1), (StageRule::Every, head));
+    }
+
+    #[test]
     fn what_does_not_make_up_a_tensor_is_named() {
-        let refused =
-            |held: &[HeldSlice<'_>]| names(FUSED).tensors(&plan(), 3, held).unwrap_err().to_string();
+        let plan = Plan { mesh: Mesh::new(1, 1, 4).unwrap(), ..plan() };
+        let refused = |held: &[HeldSlice<'_>]| names(FUSED).tensors(&plan, 3, held).unwrap_err().to_string();
         assert!(
             refused(&[slice("l.0.q.weight", &[4, 8])])
                 .contains("`l.0.qk.weight` of rank 3 cannot be put together")

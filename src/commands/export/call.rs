@@ -14,7 +14,7 @@ use std::path::Path;
 
 /// Writes the plan of what `engine`'s ranks hold of `plan` to `adapted`, and gives the engine's tensors on `rank` as JSON: each with its
 /// name, dtype and shape, and the slices that follow one another in it, `[tensor, elements]`, or the number
-/// that it is.
+/// that it is. `stages` are the layers of each pipeline stage, where the engine was told how many.
 ///
 /// # Errors
 /// [`CallError`] when nobody knows what the engine makes of the plan, or the checkpoint is not the one that was planned.
@@ -24,16 +24,23 @@ pub fn engine_tensors(
     engine: &str,
     rank: u32,
     adapted: &Path,
+    stages: Option<&[u64]>,
 ) -> Result<String, CallError> {
     let file = PlanFile { plan: plan.to_owned(), checkpoint: checkpoint.map(Path::to_owned) };
-    tensors_of(&file, engine, rank, adapted).map_err(CallError::from)
+    tensors_of(&file, engine, rank, adapted, stages).map_err(CallError::from)
 }
 
-fn tensors_of(file: &PlanFile, engine: &str, rank: u32, adapted: &Path) -> Result<String, Failure> {
+fn tensors_of(
+    file: &PlanFile,
+    engine: &str,
+    rank: u32,
+    adapted: &Path,
+    stages: Option<&[u64]>,
+) -> Result<String, Failure> {
     let (plan, catalog) = plan_and_checkpoint(file)?;
     check_rank(&plan, rank)?;
     let names = EngineNames::of(engine, &plan.model.model_type)?;
-    let plan = names.adapted(&plan)?;
+    let plan = names.adapted(&plan, stages)?;
     plan.check()?;
     let schedule = Schedule::new(&plan, &catalog, rank)?;
     let held: Vec<HeldSlice<'_>> = super::held(&schedule, &catalog);

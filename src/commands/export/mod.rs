@@ -115,7 +115,7 @@ impl Job {
         let (given, catalog) = plan_and_checkpoint(&args.file)?;
         let engine = args.engine.as_ref();
         let names = engine.map(|engine| EngineNames::of(engine, &given.model.model_type)).transpose()?;
-        let plan = names.as_ref().map_or_else(|| Ok(given.clone()), |names| names.adapted(&given))?;
+        let plan = names.as_ref().map_or_else(|| Ok(given.clone()), |names| names.adapted(&given, None))?;
         plan.check()?;
         let id = export_id(&given, names.as_ref().map_or(CHECKPOINT_NAMES, |names| &names.engine))?;
         Ok(Self { given, plan, catalog, names, id, most_file_bytes: args.max_file_size.bytes() })
@@ -136,7 +136,7 @@ impl Job {
                 None => {
                     format!("rank-{rank:05}-{:05}-of-{:05}.safetensors", part + 1, files.count())
                 }
-                Some(names) => names.file_name(rank, part),
+                Some(names) => names.file_name(self.plan.mesh, rank, part),
             })
             .collect();
         let identities: Vec<FileIdentity> = file_names

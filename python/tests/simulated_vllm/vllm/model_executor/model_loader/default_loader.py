@@ -1,4 +1,6 @@
-"""The loader of whole tensors, simulated: it says that it was asked."""
+"""The loader of whole tensors, simulated: it says that it was asked, and has downloaded repositories to `SIMULATED_DOWNLOAD`."""
+
+import os
 
 ASKED: list[str] = []
 
@@ -9,3 +11,8 @@ class DefaultModelLoader:
 
     def load_weights(self, model, model_config) -> None:
         ASKED.append(self.load_config.load_format)
+
+    def _prepare_weights(
+        self, model_name_or_path, subfolder, revision, fall_back_to_pt, allow_patterns_overrides
+    ) -> tuple[str, list[str], bool, str]:
+        return os.environ["SIMULATED_DOWNLOAD"], [], True, "model.safetensors.index.json"
