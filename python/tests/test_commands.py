@@ -77,6 +77,8 @@ def test_ctrl_c_ends_a_wait(tmp_path):
     with pytest.raises(shardwright.ShardwrightError):
         shardwright.check(pipe)
 
+    # What runs in a shell's background has it ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     checkpoint = tmp_path / "slow"
     checkpoint.mkdir()
     threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
@@ -90,3 +92,4 @@ def test_ctrl_c_ends_a_wait(tmp_path):
     # The next call is not interrupted.
     with pytest.raises(shardwright.BadInput):
         shardwright.inspect(Path("nowhere"))
+    signal.signal(signal.SIGINT, before)
