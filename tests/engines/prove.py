@@ -42,6 +42,10 @@ class Run:
     tokens: list | None
     log: str
 
+    def digests(self) -> dict[str, str]:
+        """Of all parameters, by the rank."""
+        return dict(re.findall(r"compare: rank (\d+) has (\d+ tensors, [0-9a-f]+)", self.log))
+
     def problem(self) -> str:
         lines = [line for line in self.log.splitlines() if re.search(r"Error|Missing|shardwright", line)]
         return lines[-1][-160:] if lines else self.log[-160:]
@@ -74,19 +78,25 @@ def engine(
     tp: int,
     files: Path | None = None,
     *,
+    digest: bool = False,
+    steady: bool = False,
     ballast: int = 0,
     ready: Callable[[], object] | None = None,
     loading: Callable[[int], object] | None = None,
     **more: object,
 ) -> Run:
-    """Runs the engine with `more` arguments. `ready` is called before it starts, when `ballast` bytes are held for it, and `loading` with its
-    process when it begins to load."""
+    """Runs the engine with `more` arguments. `steady` has it add up in one order, so that runs of it agree. `ready` is called before it
+    starts, when `ballast` bytes are held for it, and `loading` with its process when it begins to load."""
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "tokens.json"
         command = [sys.executable, HERE / "tokens.py", out, model, load_format, str(tp), json.dumps(more)]
         paths = os.pathsep.join(filter(None, [str(HERE / "compare"), os.environ.get("PYTHONPATH")]))
         environment = os.environ | {"PYTHONPATH": paths, "VLLM_COMPARE_WITH": str(files)}
+        if steady:
+            environment["OMP_NUM_THREADS"] = "1"
+        if digest:
+            environment["VLLM_COMPARE_DIGEST"] = "1"
         held = Ballast(ballast)
         if ready is not None:
             ready()
@@ -182,7 +192,7 @@ class Case:
             more["pipeline_parallel_size"] = self.pp
         if self.experts:
             more["enable_expert_parallel"] = True
-        return engine(model, load_format, self.tp, files, **more)
+        return engine(model, load_format, self.tp, files, steady=True, **more)
 
 
 # Of each kind of what stages hold of embedding and head: the first and the last, one both, every one.
@@ -203,11 +213,19 @@ def prove_parameters(folder: Path, all_cases: list[Case]) -> bool:
     rows = []
     for case in all_cases:
         model = checkpoints.write(folder, case.family)
-        run = case.engine(model, "compare", case.exported(folder, model), max_tokens=1)
-        rows.append([case.label(), str(case.tp), parameters(run, case.world())])
+        plain = case.engine(model, "compare", case.exported(folder, model), digest=True, max_tokens=1)
+        ours = case.engine(model, "shardwright", digest=True, max_tokens=1)
+        if len(ours.digests()) != case.world():
+            loader = f"FAILS: {ours.problem()}"
+        elif "loading whole tensors" in ours.log:
+            loader = "WHOLE TENSORS"
+        else:
+            loader = "same" if plain.digests() == ours.digests() else "DIFFERENT"
+        rows.append([case.label(), str(case.tp), parameters(plain, case.world()), loader])
         print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
-    table("Parameters of a plain load against exported files, bit by bit", ["family", "tp", "all parameters"], rows)
-    return all(row[2] == "same" for row in rows)
+    head = ["family", "tp", "sharded_state files", "--load-format shardwright"]
+    table("All parameters of all ranks against those of a plain load, bit by bit", head, rows)
+    return all(row[2:] == ["same", "same"] for row in rows)
 
 
 def prove_tokens(folder: Path, all_cases: list[Case], formats: list[str]) -> bool:

@@ -1,12 +1,13 @@
 """What the proof adds to vLLM, which finds it by the entry point beside it where this folder is in PYTHONPATH.
 
 A loader that loads as vLLM does by default, and compares every parameter with exported files, bit by bit: those in the folder
-`VLLM_COMPARE_WITH`. And how long any loader takes, since not all say so.
+`VLLM_COMPARE_WITH`. And of any loader how long it takes, since not all say so, and the digest of what it has loaded.
 """
 
 from __future__ import annotations
 
 import glob
+import hashlib
 import logging
 import os
 import time
@@ -44,23 +45,49 @@ def register() -> None:
             log.info("compare: rank %d: %d of %d parameters differ %s", rank, len(wrong), len(state), wrong[:3])
 
     register_model_loader("compare")(CompareLoader)
-    time_all_loaders()
+    watch_all_loaders()
+    make_intermediate_tensors()
 
 
-def time_all_loaders() -> None:
+def make_intermediate_tensors() -> None:
+    """What a stage receives has a place from the first warm-up on, and on CPUs that are to compile nothing vLLM 0.32 skips that."""
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    gather = GPUModelRunner.sync_and_gather_intermediate_tensors
+
+    def with_a_place(self: GPUModelRunner, *args: object, **kwargs: object) -> object:
+        if self.intermediate_tensors is None:
+            self.intermediate_tensors = self.model.make_empty_intermediate_tensors(
+                batch_size=self.max_num_tokens, dtype=self.model_config.dtype, device=self.device
+            )
+        return gather(self, *args, **kwargs)
+
+    GPUModelRunner.sync_and_gather_intermediate_tensors = with_a_place
+
+
+def watch_all_loaders() -> None:
+    import torch
+    from vllm.distributed import get_world_group
     from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
     load_model = BaseModelLoader.load_model
 
-    def timed(self: BaseModelLoader, *args: object, **kwargs: object) -> object:
+    def watched(self: BaseModelLoader, *args: object, **kwargs: object) -> object:
         load_weights = self.load_weights
 
-        def say_how_long(*args: object, **kwargs: object) -> None:
+        def load_and_say(model: torch.nn.Module, *args: object, **kwargs: object) -> None:
             begin = time.monotonic()
-            load_weights(*args, **kwargs)
+            load_weights(model, *args, **kwargs)
             log.info("compare: load_weights took %.2f s", time.monotonic() - begin)
+            if "VLLM_COMPARE_DIGEST" in os.environ:
+                digest, state = hashlib.sha256(), model.state_dict()
+                for name, tensor in sorted(state.items()):
+                    digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+                    digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+                rank = get_world_group().rank_in_group
+                log.info("compare: rank %d has %d tensors, %s", rank, len(state), digest.hexdigest())
 
-        self.load_weights = say_how_long
+        self.load_weights = load_and_say
         return load_model(self, *args, **kwargs)
 
-    BaseModelLoader.load_model = timed
+    BaseModelLoader.load_model = watched
