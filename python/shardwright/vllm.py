@@ -349,9 +349,14 @@ def _wait(loading: shardwright.Loading, targets: _Targets, group: _Group) -> Non
             if (into := targets.cast.get(tensor.name)) is not None:
                 into.copy_(torch.from_dlpack(tensor).view(-1))
     except Exception as failure:
+        # At once: a worker that is gone keeps the others from agreeing.
+        log.error("shardwright: %s", failure)
         error = failure
     # Nobody goes on with weights that another worker does not have.
-    everybody = group.agree(error is None and not left)
+    try:
+        everybody = group.agree(error is None and not left)
+    except RuntimeError as broken:
+        raise error or RuntimeError("shardwright: another worker ended while weights were loaded") from broken
     if error is not None:
         raise error
     if left:
