@@ -263,6 +263,23 @@ fn an_engines_files_have_its_names_its_fused_weights_and_its_padding() {
 }
 
 #[test]
+fn engines_that_call_weights_alike_have_the_same_of_them() {
+    for name in ["llama-bf16", "qwen2-bf16", "qwen3-f32"] {
+        let (folder, plan) = planned(&fixture(name), [2, 1, 1]);
+        let [vllm, sglang] = ["vllm", "sglang"].map(|engine| {
+            let into = folder.path().join(engine);
+            export(&plan, &into, &["--format", "sharded-state", "--engine", engine]).succeeded();
+            [0, 1].map(|rank| read_files(&into, &format!("model-rank-{rank}-part-")))
+        });
+        for (mut vllm, sglang) in vllm.into_iter().zip(sglang) {
+            // SGLang has no scales of a cache that is not quantised.
+            vllm.retain(|name, _| !name.ends_with("_scale"));
+            assert_eq!(sglang, vllm, "{name}");
+        }
+    }
+}
+
+#[test]
 fn stages_of_an_engine_have_files_of_their_own() {
     for name in ["qwen2-bf16", "llama-odd-vocab-bf16"] {
         let (folder, plan) = planned(&fixture(name), [2, 2, 1]);
@@ -297,8 +314,19 @@ fn what_an_engine_is_not_known_to_hold_is_refused() {
         export(plan, &into, &["--format", "sharded-state", "--engine", engine]).refused(code, parts);
         assert!(!into.exists());
     };
-    refused(&plan, "sglang", 1, &["sglang", "`llama` was never proven", "--format shardwright"]);
-    refused(&plan, "tgi", 2, &["`tgi` is no engine", "vllm"]);
+    // The same weights, of a family that was not tried.
+    let other = folder.path().join("other.yaml");
+    let planned_text = fs::read_to_string(&plan).unwrap();
+    fs::write(&other, planned_text.replace("model_type: llama", "model_type: granite")).unwrap();
+    for engine in ["vllm", "sglang"] {
+        refused(&other, engine, 1, &[engine, "`granite` was never proven", "--format shardwright"]);
+    }
+    refused(&plan, "tgi", 2, &["`tgi` is no engine", "sglang, vllm"]);
+    // Its MLP has biases, which SGLang's has not.
+    let (_biases, biased) = planned(&fixture("llama-odd-vocab-bf16"), [2, 1, 1]);
+    refused(&biased, "sglang", 1, &["no known name for `model.layers.*.mlp.gate_proj.bias`"]);
+    let (_stages, staged) = planned(&fixture("llama-bf16"), [1, 2, 1]);
+    refused(&staged, "sglang", 1, &["how sglang holds pipeline stages was never proven"]);
     export(&plan, &into, &["--format", "sharded-state"]).refused(2, &["--engine"]);
     export(&plan, &into, &["--engine", "vllm"]).refused(2, &["--engine is for --format sharded-state"]);
     let (_copies, plan) = planned(&fixture("llama-bf16"), [1, 1, 2]);

@@ -41,11 +41,11 @@ def test_layouts_are_judged(checkpoint):
     ],
 )
 def test_errors_are_exceptions_with_the_command_lines_words(exception, words, call, planned, tmp_path):
-    plan = planned(2)
+    plan = planned(2, dp=2)
     if call is None and "rank 9" in words:
         call = lambda: shardwright.slices(plan, 9)
     elif call is None:
-        call = lambda: shardwright.export(plan, tmp_path / "e", format="sharded-state", engine="sglang")
+        call = lambda: shardwright.export(plan, tmp_path / "e", format="sharded-state", engine="vllm")
     with pytest.raises(exception, match=words):
         call()
     assert issubclass(exception, shardwright.ShardwrightError)

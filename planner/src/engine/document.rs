@@ -13,6 +13,11 @@ macro_rules! documents {
 
 /// The documents that come with the planner.
 const BUILT_IN: &[(&str, &str)] = &documents! {
+    "sglang/decoder.yaml"
+    "sglang/deepseek_v3.yaml"
+    "sglang/gemma3.yaml"
+    "sglang/mixtral.yaml"
+    "sglang/qwen3_moe.yaml"
     "vllm/decoder.yaml"
     "vllm/deepseek_v3.yaml"
     "vllm/gemma2.yaml"
@@ -21,9 +26,6 @@ const BUILT_IN: &[(&str, &str)] = &documents! {
     "vllm/mixtral.yaml"
     "vllm/qwen3_moe.yaml"
 };
-
-/// Engines that have no document yet, though people ask for them.
-const WITHOUT: [&str; 1] = ["sglang"];
 
 /// What an engine calls the weights of some families, and what its ranks hold of them.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -43,10 +45,14 @@ pub struct EngineNames {
     pub(super) pipeline: Option<Pipeline>,
     /// What the rows of vocabulary-parallel weights are filled up to a multiple of, before they are cut.
     pub(super) vocabulary_multiple: NonZero<u32>,
-    /// What the embedding is called where it is the output head too.
+    /// Numbers of experts with which the engine holds them otherwise.
+    #[serde(default)]
+    pub(super) unproven_experts: Vec<u64>,
+    /// What the embedding is called where it is the output head too; never, where there is a head and none is said.
     #[serde(default)]
     pub(super) tied: Option<String>,
     pub(super) weights: Vec<Weight>,
+    #[serde(default)]
     pub(super) constants: Vec<Constant>,
 }
 
@@ -113,14 +119,17 @@ fn one() -> usize {
 pub(super) enum Cut {
     /// Along this dimension, evenly.
     Dim(usize),
-    /// Along the first, filled up.
+    /// As vocabularies are.
     Named(NamedCut),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum NamedCut {
+    /// Along the first dimension, filled up.
     Vocabulary,
+    /// Not at all, though the plan does.
+    WholeVocabulary,
 }
 
 /// A number in single precision that no checkpoint has, one for each layer.
@@ -161,7 +170,7 @@ impl EngineNames {
             known.extend(document.model_types);
         }
         known.sort();
-        if known.is_empty() && !WITHOUT.contains(&engine) {
+        if known.is_empty() {
             return Err(EngineError::NoSuchEngine { engine: engine.to_owned(), known: engines() });
         }
         Err(EngineError::NotProven { engine: engine.to_owned(), model_type: model_type.to_owned(), known })
@@ -207,7 +216,7 @@ mod tests {
             }
         }
         assert!(matches!(EngineNames::of("vllm", "bert"), Err(EngineError::NotProven { .. })));
-        assert!(matches!(EngineNames::of("sglang", "llama"), Err(EngineError::NotProven { .. })));
+        assert!(matches!(EngineNames::of("sglang", "gemma2"), Err(EngineError::NotProven { .. })));
         assert!(matches!(EngineNames::of("tgi", "llama"), Err(EngineError::NoSuchEngine { .. })));
     }
 }

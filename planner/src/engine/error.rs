@@ -79,9 +79,6 @@ impl EngineError {
     pub fn help(&self) -> Option<String> {
         match self {
             Self::NoSuchEngine { known, .. } => Some(format!("known: {}", known.join(", "))),
-            Self::NotProven { known, .. } if known.is_empty() => {
-                Some("`--format shardwright` writes files with the checkpoint's own names".to_owned())
-            }
             Self::NotProven { known, .. } => Some(format!(
                 "proven: {}; `--format shardwright` writes files with the checkpoint's own names",
                 known.join(", ")

@@ -76,6 +76,9 @@ impl EngineNames {
         if !plan.weights.is_empty() {
             return Err(unproven("unequal shares"));
         }
+        if let Some(experts) = plan.model.experts.filter(|experts| self.unproven_experts.contains(experts)) {
+            return Err(unproven(&format!("{experts} experts")));
+        }
         let mut adapted = plan.clone();
         adapted.stages = self.stages(plan, stages)?;
         for group in &mut adapted.tensors {
@@ -117,7 +120,7 @@ impl EngineNames {
     /// How the engine's ranks share the tensors of `group`.
     fn partition(&self, mesh: Mesh, group: &TensorGroup, weight: &Weight) -> Result<Partition, EngineError> {
         let expected = match weight.cut {
-            None => "whole on every rank".to_owned(),
+            None | Some(Cut::Named(NamedCut::WholeVocabulary)) => "whole on every rank".to_owned(),
             Some(Cut::Dim(dim)) => format!("cut evenly along dimension {dim}"),
             Some(Cut::Named(NamedCut::Vocabulary)) => "cut along the vocabulary".to_owned(),
         };
@@ -128,7 +131,10 @@ impl EngineNames {
             found: found.to_owned(),
         };
         match (weight.cut, &group.partition) {
-            (None, Partition::Replicated | Partition::FirstRank) => Ok(Partition::Replicated),
+            (None, Partition::Replicated | Partition::FirstRank)
+            | (Some(Cut::Named(NamedCut::WholeVocabulary)), Partition::Split(_) | Partition::Replicated) => {
+                Ok(Partition::Replicated)
+            }
             // One rank has all of everything.
             (Some(Cut::Dim(_)), partition @ Partition::Replicated) if mesh.tp() == 1 => Ok(partition.clone()),
             // Whole experts: the engine has those of the rank.
@@ -189,6 +195,11 @@ impl EngineNames {
             let what = "an output head that is stored though it is the embedding".to_owned();
             return Err(EngineError::Layout { engine: self.engine.clone(), what });
         }
+        let knows_head = self.weights.iter().flat_map(|weight| &weight.from).any(|from| is_head(from));
+        if is_tied && knows_head && self.tied.is_none() {
+            let what = "an output head that is the embedding".to_owned();
+            return Err(EngineError::Layout { engine: self.engine.clone(), what });
+        }
         let is_last_stage = stage + 1 == plan.mesh.pp();
         let mut wanted: BTreeMap<String, Pieces<'_>> = BTreeMap::new();
         for (place, slice) in held.iter().enumerate() {
@@ -200,9 +211,8 @@ impl EngineNames {
             };
             let order = weight.from.iter().position(|from| *from == template).unwrap_or(0);
             // A stage that has no head has an embedding and nothing else.
-            let is_tied = is_tied
-                && (is_last_stage || weight.every_stage)
-                && weight.cut == Some(Cut::Named(NamedCut::Vocabulary));
+            let is_tied =
+                is_tied && (is_last_stage || weight.every_stage) && matches!(weight.cut, Some(Cut::Named(_)));
             let (name, left) = match &self.tied {
                 Some(tied) if is_tied => (tied.clone(), &numbers[..0]),
                 _ => filled(&weight.into, &numbers),
@@ -478,6 +488,40 @@ tensors: []
         assert_eq!(of_engine("llama", 1), (StageRule::FirstAndLast, head.clone()));
         assert_eq!(of_engine("gemma3_text", 0), (StageRule::Every, head.clone()));
         assert_eq!(of_engine("gemma3_text", 1), (StageRule::Every, head));
+    }
+
+    #[test]
+    fn an_embedding_is_whole_where_the_engine_does_not_cut_it() {
+        let mut plan = Plan { mesh: Mesh::new(1, 1, 2).unwrap(), ..plan() };
+        (plan.model.model_type, plan.model.tied_embeddings) = ("gemma3_text".to_owned(), true);
+        let embedding = "
+{ names: [model.embed_tokens.weight], dtype: F32, shape: [64, 8], role: vocab-parallel-embedding, stage: first-and-last,
+  partition: {split: {dim: 0, segments: [{groups: 64}], remainder: pad}}, why: x }";
+        plan.tensors = vec![crate::yaml::from_str(embedding).unwrap()];
+        let partition = |engine: &str| {
+            let names = EngineNames::of(engine, "gemma3_text").unwrap();
+            names.adapted(&plan, None).unwrap().tensors[0].partition.clone()
+        };
+        assert_eq!(partition("sglang"), Partition::Replicated);
+        assert!(matches!(partition("vllm"), Partition::Split(_)));
+        let held = [slice("model.embed_tokens.weight", &[64, 8])];
+        let tensors = EngineNames::of("sglang", "gemma3_text").unwrap().tensors(&plan, 1, &held).unwrap();
+        assert_eq!((&*tensors[0].name, &*tensors[0].shape), ("lm_head.weight", &[64, 8][..]));
+    }
+
+    #[test]
+    fn what_an_engine_holds_otherwise_is_refused() {
+        let mut plan = plan();
+        (plan.model.model_type, plan.model.experts) = ("deepseek_v3".to_owned(), Some(256));
+        let names = EngineNames::of("sglang", "deepseek_v3").unwrap();
+        let refused = |plan: &Plan| names.adapted(plan, None).err().map(|error| error.to_string());
+        assert!(refused(&plan).unwrap().contains("how sglang holds 256 experts"));
+        plan.model.experts = Some(64);
+        assert_eq!(refused(&plan), None);
+        // A head that is the embedding, where the engine has one that is not.
+        plan.model.tied_embeddings = true;
+        let tied = names.tensors(&plan, 0, &[]).unwrap_err().to_string();
+        assert!(tied.contains("an output head that is the embedding"), "{tied}");
     }
 
     #[test]
