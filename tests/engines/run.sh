@@ -20,6 +20,6 @@ if ! cmp -s "$requirements" "$environment/requirements.in"; then
     "${pip[@]}" install "fastsafetensors>=0.3.3" "runai-model-streamer>=0.15.7" || echo "peers are left out" >&2
     cp "$requirements" "$environment/requirements.in"
 fi
-cargo build --release --locked --bin shardwright
+cargo build --release --locked --package shardwright --package shardwright-bench --bin shardwright --bin pread_limit
 "$environment/bin/pip" install --quiet --disable-pip-version-check --force-reinstall --no-deps .
 exec "$environment/bin/python" tests/engines/prove.py "$@"
