@@ -179,13 +179,13 @@ class Case:
     def world(self) -> int:
         return self.tp * self.pp
 
-    def exported(self, folder: Path, model: Path) -> Path:
+    def exported(self, folder: Path, model: Path, engine: str = "vllm") -> Path:
         into = folder / f"{self.family}-{self.tp}-{self.pp}{'-experts' if self.experts else ''}"
         shutil.rmtree(into, ignore_errors=True)
         plan = into.with_suffix(".yaml")
         options = ["--expert-parallel"] if self.experts else []
         shardwright("plan", model, "--tp", self.tp, "--pp", self.pp, "--topology", "host", "-o", plan, *options)
-        shardwright("export", plan, "-o", into, "--format", "sharded-state", "--engine", "vllm")
+        shardwright("export", plan, "-o", into, "--format", "sharded-state", "--engine", engine)
         return into
 
     def engine(self, model: Path, load_format: str, files: Path | None = None, **more: object) -> Run:

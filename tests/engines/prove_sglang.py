@@ -23,7 +23,6 @@ import importlib.abc
 import importlib.machinery
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -32,11 +31,11 @@ import types
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SHARDWRIGHT = HERE.parents[1] / "target/release/shardwright"
 PATIENCE = 600
 
 sys.path.insert(0, str(HERE))
 import checkpoints  # noqa: E402
+from prove import Case, table  # noqa: E402
 
 STUBS = {"cutlass", "deep_gemm", "flashinfer", "sgl_kernel", "torchao"}
 
@@ -193,22 +192,6 @@ def rank(checkpoint: str, files: str, number: int, tp: int, ep: int, port: int) 
     return {"model": kind, "count": len(state), "wrong": wrong, "other": other, "refused": refused}
 
 
-def shardwright(*arguments: object) -> None:
-    done = subprocess.run([SHARDWRIGHT, *map(str, arguments)], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(done.stderr.strip())
-
-
-def exported(folder: Path, model: Path, tp: int, ep: int) -> Path:
-    into = folder / f"{model.name}-{tp}-{ep}"
-    shutil.rmtree(into, ignore_errors=True)
-    plan = into.with_suffix(".yaml")
-    experts = ["--expert-parallel"] if ep > 1 else []
-    shardwright("plan", model, "--tp", tp, "--topology", "host", "-o", plan, *experts)
-    shardwright("export", plan, "-o", into, "--format", "sharded-state", "--engine", "sglang")
-    return into
-
-
 def on_all_ranks(model: Path, files: Path, tp: int, ep: int) -> list[dict | str]:
     """What each rank found; the end of its log where it failed."""
     with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
@@ -273,19 +256,17 @@ def main() -> None:
         config.write_text(json.dumps(json.loads(config.read_text()) | PUBLISHED.get(family, {}), indent=2))
         for tp in map(int, arguments.tp.split(",")):
             for ep in [1, tp] if family in WITH_EXPERTS and tp > 1 else [1]:
+                case = Case(family, tp, experts=ep > 1)
                 try:
-                    found = on_all_ranks(model, exported(arguments.dir, model, tp, ep), tp, ep)
+                    found = on_all_ranks(model, case.exported(arguments.dir, model, "sglang"), tp, ep)
                 except RuntimeError as refused:
                     found = [str(refused)]
                 first = found[0]
-                label = family + (", expert parallel" if ep > 1 else "")
                 count = "-" if isinstance(first, str) else str(first["count"])
-                rows.append([label, str(tp), count, verdict(found, "wrong"), verdict(found, "other")])
+                rows.append([case.label(), str(tp), count, verdict(found, "wrong"), verdict(found, "other")])
                 print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
     head = ["family", "tp", "tensors", "all parameters", "loaded by sharded_state"]
-    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
+    table("Exported files against what SGLang holds of a plain load, bit by bit", head, rows)
     sys.exit(0 if all(row[3:] == ["same", "same"] for row in rows) else 1)
 
 

@@ -83,10 +83,8 @@ impl NcclCommunicator {
     ) -> Result<(), DeviceError> {
         let (rank, world) = (self.control.rank(), self.control.world_size());
         same_release(library.version(), self.control.as_mut())?;
-        let id = match rank {
-            0 => Some(library.unique_id().map_err(|source| nccl_failed(&self.on_gpu.stream, source))?),
-            _ => None,
-        };
+        let failed = |source| nccl_failed(&self.on_gpu.stream, source);
+        let id = if rank == 0 { Some(library.unique_id().map_err(failed)?) } else { None };
         let id = shared_id(id, self.control.as_mut())?;
 
         context.bind()?;
@@ -96,7 +94,7 @@ impl NcclCommunicator {
             lifeline.failure().is_some()
         };
         let nccl = nccl_rs::Communicator::init(library, &id, rank, world, connecting, &mut given_up);
-        self.nccl = Some(nccl.map_err(|source| nccl_failed(&self.on_gpu.stream, source))?);
+        self.nccl = Some(nccl.map_err(failed)?);
         // NCCL connects GPUs, and takes memory for it, at the first collective: now, while there is some.
         let mut count = [1];
         self.reduce(&mut count, Reduction::Sum)?;
