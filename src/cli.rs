@@ -445,7 +445,7 @@ pub(crate) struct Export {
     /// Whose names the tensors have: the checkpoint's own, for `shardwright load`, or an engine's, for its `sharded_state` loader
     #[arg(long, value_enum, default_value_t = ExportFormat::Shardwright)]
     pub(crate) format: ExportFormat,
-    /// The engine, for --format sharded-state
+    /// The engine, for --format sharded-state: vllm or sglang
     #[arg(long, value_name = "ENGINE", required_if_eq("format", "sharded-state"))]
     pub(crate) engine: Option<String>,
     /// Write this rank alone
